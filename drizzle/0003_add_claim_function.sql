@@ -1,0 +1,74 @@
+-- Leases due deliveries: of each lane at most its quota, oldest due first, or (quarantined) at most one of those whose
+-- last three claims or more ended without a record. Counts the attempt. An expired lease is simply due.
+--
+-- A lane's shared lock is taken before anything is read: who changes a subscription takes it exclusively, so a claim that
+-- commits after the change returned has seen it. A lane that is being changed right now is left out, never waited for.
+--
+-- `since` bounds each lane's scan from below: behind it lie index entries of rows that ended, which nobody can remove
+-- while an old snapshot is held somewhere.
+CREATE FUNCTION nuncio.claim_deliveries(
+  lanes integer[], quotas integer[], since timestamptz[], quarantined boolean, lease_ms integer, token bigint
+) RETURNS TABLE (
+  subscription_key integer, revision integer, event_key uuid, attempt smallint, failures smallint,
+  was_due_at timestamptz, claimed_at timestamptz, expires_at timestamptz, event_id text, body text, traceparent text
+)
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+#variable_conflict use_column
+DECLARE
+  picked tid[];
+  due timestamptz[];
+BEGIN
+  IF quarantined THEN
+    SELECT array_agg(d.ctid), array_agg(d.next_at) INTO picked, due
+    FROM (
+      SELECT q.ctid, q.next_at
+      FROM nuncio.outbox q
+      JOIN nuncio.webhook_subscriptions s ON s.subscription_key = q.subscription_key
+      WHERE q.lost_claims >= 2 AND q.lost_claims + (q.lease_token IS NOT NULL)::integer BETWEEN 3 AND 9
+        AND q.next_at <= now() AND s.state = 1 AND s.deleted_at IS NULL
+        AND pg_try_advisory_xact_lock_shared(7102, q.subscription_key)
+      ORDER BY q.next_at LIMIT 1
+      FOR UPDATE OF q SKIP LOCKED
+    ) AS d;
+  ELSE
+    lanes := ARRAY(
+      SELECT CASE WHEN pg_try_advisory_xact_lock_shared(7102, l.lane) THEN l.lane END
+      FROM unnest(lanes) WITH ORDINALITY AS l (lane, place) ORDER BY l.place
+    );
+    SELECT array_agg(d.ctid), array_agg(d.next_at) INTO picked, due
+    FROM unnest(lanes, quotas, since) AS l (lane, quota, since)
+    JOIN nuncio.webhook_subscriptions s ON s.subscription_key = l.lane AND s.state = 1 AND s.deleted_at IS NULL
+    CROSS JOIN LATERAL (
+      SELECT q.ctid, q.next_at
+      FROM nuncio.outbox q
+      WHERE q.subscription_key = l.lane AND q.next_at >= l.since AND q.next_at <= now()
+        AND q.lost_claims + (q.lease_token IS NOT NULL)::integer < 3
+      ORDER BY q.next_at LIMIT l.quota
+      FOR UPDATE SKIP LOCKED
+    ) AS d;
+  END IF;
+
+  RETURN QUERY
+  WITH claimed AS (
+    UPDATE nuncio.outbox q
+    SET next_at = now() + lease_ms * interval '1 millisecond',
+      lease_expires_at = now() + lease_ms * interval '1 millisecond',
+      lease_token = token,
+      attempt = q.attempt + 1,
+      lost_claims = q.lost_claims + (q.lease_token IS NOT NULL)::integer
+    FROM unnest(picked, due) AS p (place, due_at)
+    WHERE q.ctid = p.place
+    RETURNING q.subscription_key, q.event_key, q.tenant_key, q.attempt, q.failures, q.expires_at,
+      p.due_at AS was_due_at
+  )
+  SELECT c.subscription_key, s.revision, c.event_key, c.attempt, c.failures,
+    c.was_due_at, now(), c.expires_at, e.event_id, e.body, e.traceparent
+  FROM claimed c
+  JOIN nuncio.webhook_subscriptions s ON s.subscription_key = c.subscription_key
+  -- One probe per row: a plain join hashes every partition of events.
+  LEFT JOIN LATERAL (
+    SELECT e.event_id, e.body, e.traceparent FROM nuncio.events e
+    WHERE e.tenant_key = c.tenant_key AND e.event_key = c.event_key LIMIT 1
+  ) AS e ON true;
+END
+$$;

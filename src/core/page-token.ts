@@ -1,0 +1,47 @@
+import { hash } from "node:crypto";
+import { InvalidArgumentError } from "./errors.ts";
+
+const TOKEN_BYTES_OF_BINDING = 12;
+
+/**
+ * An opaque place in a list: after which key the next page begins, bound to what was listed. The binding is no
+ * authority (the tenant is checked anyway); it keeps a token from being read in another list, where it means nothing.
+ */
+export function formatPageToken(list: unknown, after: readonly string[]): string {
+  return Buffer.concat([bindingOf(list), Buffer.from(JSON.stringify(after))]).toString("base64url");
+}
+
+/** The key that the page before ended with; INVALID_PAGE_TOKEN if this is no token of this very list. */
+export function parsePageToken(list: unknown, token: string, parts: number): string[] {
+  const bytes = Buffer.from(token, "base64url");
+  const after = parseStrings(bytes.subarray(TOKEN_BYTES_OF_BINDING).toString());
+  const bound = bytes.subarray(0, TOKEN_BYTES_OF_BINDING).equals(bindingOf(list));
+  if (!bound || after?.length !== parts || bytes.toString("base64url") !== token) {
+    throw new InvalidArgumentError("INVALID_PAGE_TOKEN", "page_token: is malformed, or belongs to another list", {
+      faults: [{ path: "page_token", description: "is malformed, or belongs to another list; begin again without it" }],
+    });
+  }
+  return after;
+}
+
+function bindingOf(list: unknown): Buffer {
+  return hash("sha256", JSON.stringify(list), "buffer").subarray(0, TOKEN_BYTES_OF_BINDING);
+}
+
+function parseStrings(text: string): string[] | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return Array.isArray(value) && value.every((part) => typeof part === "string") ? value : undefined;
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
+  }
+}
+
+/** Page sizes: 50 unless said otherwise, never more than 1,000. */
+export const DEFAULT_PAGE_SIZE = 50;
+export const MAX_PAGE_SIZE = 1000;
+
+export function effectivePageSize(requested: number): number {
+  return requested === 0 ? DEFAULT_PAGE_SIZE : Math.min(requested, MAX_PAGE_SIZE);
+}

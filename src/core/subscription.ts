@@ -1,0 +1,58 @@
+import { type AddressPolicy, judgeTargetUrl } from "./address-policy.ts";
+import type { Fault } from "./errors.ts";
+import type { EventType } from "./event.ts";
+import type { SubscriptionId } from "./ids.ts";
+import { checkRequestHeaders } from "./request-headers.ts";
+import { checkText } from "./text.ts";
+
+/** Append-only; the number in the proto and in the database is the place in the list plus one. */
+export const SUBSCRIPTION_STATES = ["ENABLED", "PAUSED", "DISABLED"] as const;
+export type SubscriptionState = (typeof SUBSCRIPTION_STATES)[number];
+
+export const SUBSCRIPTION_ORDERINGS = ["PER_USER", "NONE"] as const;
+export type SubscriptionOrdering = (typeof SUBSCRIPTION_ORDERINGS)[number];
+
+export const CONTENT_TYPES = ["JSON", "CLOUDEVENTS_JSON"] as const;
+export type ContentType = (typeof CONTENT_TYPES)[number];
+
+/** The default of this release; PER_USER once the worker keeps that order. */
+export const DEFAULT_ORDERING: SubscriptionOrdering = "NONE";
+
+/** What a creator chooses. */
+export type SubscriptionSpec = {
+  readonly url: string;
+  readonly eventTypes: readonly EventType[];
+  readonly description: string;
+  readonly ordering: SubscriptionOrdering;
+  readonly contentType: ContentType;
+  readonly headers: Readonly<Record<string, string>>;
+};
+
+export type Subscription = Omit<SubscriptionSpec, "headers"> & {
+  readonly id: SubscriptionId;
+  readonly tenantId: string;
+  readonly state: SubscriptionState;
+  readonly stateReason: string;
+  readonly headerNames: readonly string[];
+  readonly createdAt: Date;
+  readonly updatedAt: Date;
+};
+
+/** How long what waited takes to come due after a Resume, so that a receiver is not met by all of it at once. */
+export const RESUME_SPREAD_MS = 60_000;
+
+/** Whether a subscription in this state gets deliveries for new events, and whether they are sent. */
+export const FANS_OUT: Readonly<Record<SubscriptionState, boolean>> = { ENABLED: true, PAUSED: true, DISABLED: false };
+
+export function checkSubscription(spec: SubscriptionSpec, policy: AddressPolicy, path: string, faults: Fault[]): void {
+  const verdict = judgeTargetUrl(spec.url, policy);
+  if (spec.url === "") faults.push({ path: `${path}.url`, description: "is required" });
+  else if (verdict.kind === "refused") faults.push({ path: `${path}.url`, description: verdict.reason });
+  spec.eventTypes.forEach((type, i) => {
+    if (spec.eventTypes.indexOf(type) < i) {
+      faults.push({ path: `${path}.event_types[${i}]`, description: "is named twice" });
+    }
+  });
+  checkText(spec.description, 1024, `${path}.description`, faults);
+  checkRequestHeaders(spec.headers, `${path}.headers`, faults);
+}

@@ -1,0 +1,82 @@
+import { drizzle, type PostgresJsDatabase } from "drizzle-orm/postgres-js";
+import postgres, { type Sql } from "postgres";
+import { UnavailableError } from "../core/errors.ts";
+import type { Secret } from "../core/secret.ts";
+
+/** The role that a process takes on; `drizzle/*_grant_roles.sql` says what each may do. */
+export type DatabaseRole = "nuncio_server" | "nuncio_worker";
+
+export type DatabaseOptions = {
+  readonly url: Secret;
+  readonly role: DatabaseRole;
+  /** For Drizzle's queries. */
+  readonly connections: number;
+  /** For the hot statements, which have a client of their own: Drizzle changes the parsers of the client it is given. */
+  readonly hotConnections: number;
+  /**
+   * Whether a commit waits for the disk. A publish has to; a lost claim or record costs a redelivery and no more
+   * (QUEUE.md, finding 4).
+   */
+  readonly hotSynchronousCommit: boolean;
+  readonly statementTimeoutMs: number;
+};
+
+/** The two clients of a process. */
+export type Database = {
+  readonly orm: PostgresJsDatabase;
+  readonly hot: Sql;
+  close(): Promise<void>;
+};
+
+export function openDatabase(options: DatabaseOptions): Database {
+  const connect = (max: number, synchronousCommit: boolean) =>
+    postgres(options.url.reveal(), {
+      max,
+      connect_timeout: 5,
+      onnotice: () => undefined,
+      connection: {
+        application_name: options.role,
+        role: options.role,
+        statement_timeout: options.statementTimeoutMs,
+        idle_in_transaction_session_timeout: 10_000,
+        synchronous_commit: synchronousCommit ? "on" : "off",
+      },
+    });
+  const cold = connect(options.connections, true);
+  const hot = connect(options.hotConnections, options.hotSynchronousCommit);
+  return {
+    orm: drizzle(cold),
+    hot,
+    close: async () => {
+      await Promise.all([cold.end({ timeout: 5 }), hot.end({ timeout: 5 })]);
+    },
+  };
+}
+
+/** Connection trouble, shutdown, recovery, read-only after a failover, no room: the same call may succeed later. */
+const TRANSIENT_CODE =
+  /^(08...|57P0[1-4]|57014|53...|25006|40001|40P01|55P03|CONNECTION_.*|CONNECT_TIMEOUT|ECONN.*|EPIPE|ETIMEDOUT|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH)$/;
+
+/** Whether an error of the driver says that Postgres is out of reach or unable now, not that our statement is wrong. */
+export function isTransient(error: unknown): boolean {
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if ("code" in cause && typeof cause.code === "string" && TRANSIENT_CODE.test(cause.code)) return true;
+  }
+  return false;
+}
+
+/** How long a caller waits before it asks again while Postgres is away. */
+const RETRY_AFTER_MS = 1000;
+
+/** Runs a query and turns passing trouble into STORE_UNAVAILABLE; anything else is our fault and rises as it is. */
+export async function whileAvailable<T>(query: () => Promise<T>): Promise<T> {
+  try {
+    return await query();
+  } catch (cause) {
+    if (!isTransient(cause)) throw cause;
+    throw new UnavailableError("STORE_UNAVAILABLE", "the database is not available; try again", {
+      cause,
+      retryAfterMs: RETRY_AFTER_MS,
+    });
+  }
+}

@@ -1,0 +1,91 @@
+import type { Sql } from "postgres";
+import type { Uuid } from "../../core/ids.ts";
+
+/** Which lane to look into, for how many rows, and from which due time on. */
+export type LaneQuota = {
+  readonly lane: number;
+  readonly quota: number;
+  /** A due time behind which nothing is left; `-infinity` looks at everything. */
+  readonly since: Date | "-infinity";
+};
+
+/** A delivery that is ours until its lease ends, or until another claim takes it after that. */
+export type ClaimedDelivery = {
+  readonly subscriptionKey: number;
+  /** The subscription's revision when it was claimed. */
+  readonly revision: number;
+  readonly eventKey: Uuid;
+  readonly leaseToken: bigint;
+  /** The number of this attempt, from 1. */
+  readonly attempt: number;
+  readonly failures: number;
+  readonly wasDueAt: Date;
+  /** `now()` of the claim: the database's clock, from which all times of this attempt are reckoned. */
+  readonly claimedAt: Date;
+  readonly expiresAt: Date;
+  /** Null only if the payload is gone, which retention rules out. */
+  readonly event: { readonly id: string; readonly body: string; readonly traceparent: string | null } | null;
+};
+
+type ClaimRow = {
+  subscription_key: number;
+  revision: number;
+  event_key: Uuid;
+  attempt: number;
+  failures: number;
+  was_due_at: Date;
+  claimed_at: Date;
+  expires_at: Date;
+  event_id: string | null;
+  body: string | null;
+  traceparent: string | null;
+};
+
+/**
+ * Leases due deliveries of the lanes and counts the attempt. Commits without waiting for the disk: a claim that a crash
+ * of Postgres forgets leaves the row due, and the random token keeps its result from counting.
+ *
+ * Served by `outbox_due (subscription_key, next_at)`: one descent per lane, whatever else is pending. SKIP LOCKED lets
+ * several workers claim in the same lane without waiting for each other.
+ */
+export async function claimDueDeliveries(
+  sql: Sql,
+  lanes: readonly LaneQuota[],
+  { leaseMs, leaseToken }: { leaseMs: number; leaseToken: bigint },
+): Promise<ClaimedDelivery[]> {
+  const rows = await sql<ClaimRow[]>`
+    SELECT * FROM nuncio.claim_deliveries(
+      ${lanes.map(({ lane }) => lane)}::integer[],
+      ${lanes.map(({ quota }) => quota)}::integer[],
+      ${lanes.map(({ since }) => (since === "-infinity" ? since : since.toISOString()))}::text[]::timestamptz[],
+      false, ${leaseMs}::integer, ${leaseToken.toString()}::bigint)`;
+  return rows.map((row) => toClaimedDelivery(row, leaseToken));
+}
+
+/** Leases one delivery whose last claims ended without a record, so that it meets its worker alone. */
+export async function claimQuarantinedDelivery(
+  sql: Sql,
+  { leaseMs, leaseToken }: { leaseMs: number; leaseToken: bigint },
+): Promise<ClaimedDelivery | undefined> {
+  const rows = await sql<ClaimRow[]>`
+    SELECT * FROM nuncio.claim_deliveries('{}', '{}', '{}', true, ${leaseMs}::integer, ${leaseToken.toString()}::bigint)`;
+  return rows[0] && toClaimedDelivery(rows[0], leaseToken);
+}
+
+function toClaimedDelivery(row: ClaimRow, leaseToken: bigint): ClaimedDelivery {
+  return {
+    subscriptionKey: row.subscription_key,
+    revision: row.revision,
+    eventKey: row.event_key,
+    leaseToken,
+    attempt: row.attempt,
+    failures: row.failures,
+    wasDueAt: row.was_due_at,
+    claimedAt: row.claimed_at,
+    expiresAt: row.expires_at,
+    event:
+      row.event_id === null || row.body === null
+        ? null
+        : { id: row.event_id, body: row.body, traceparent: row.traceparent },
+  };
+}

@@ -1,0 +1,76 @@
+import type { Sql } from "postgres";
+import type { SecretBox } from "../core/encryption.ts";
+import type { Uuid } from "../core/ids.ts";
+import type { Secret } from "../core/secret.ts";
+import { CONTENT_TYPES, type ContentType } from "../core/subscription.ts";
+
+/** What a worker needs to send a subscription's deliveries. */
+export type Target = {
+  readonly subscriptionKey: number;
+  readonly revision: number;
+  readonly tenantKey: number;
+  readonly tenantId: string;
+  readonly subscriptionUuid: Uuid;
+  readonly url: string;
+  readonly contentType: ContentType;
+  readonly headers: Readonly<Record<string, string>>;
+  /** All that sign now: the current secret, and while a rotation lasts the one before. */
+  readonly signingSecrets: readonly Secret[];
+};
+
+/**
+ * The targets of these subscriptions as they are now, secrets opened. Of every tenant: only the worker calls this, for
+ * deliveries that it has claimed. One that was deleted meanwhile is left out.
+ */
+export async function loadTargets(sql: Sql, box: SecretBox, subscriptionKeys: readonly number[]): Promise<Target[]> {
+  const rows = await sql<TargetRow[]>`
+    SELECT s.subscription_key, s.revision, s.tenant_key, t.tenant_id, s.subscription_uuid, s.url, s.content_type,
+      s.headers_key_id, s.headers_ciphertext,
+      array_agg(k.key_id ORDER BY k.secret_key DESC) AS key_ids,
+      array_agg(encode(k.ciphertext, 'base64') ORDER BY k.secret_key DESC) AS ciphertexts
+    FROM nuncio.webhook_subscriptions s
+    JOIN nuncio.tenants t ON t.tenant_key = s.tenant_key
+    JOIN nuncio.signing_secrets k ON k.subscription_key = s.subscription_key
+      AND (k.expires_at IS NULL OR k.expires_at > now())
+    WHERE s.subscription_key = ANY (${subscriptionKeys as number[]}::integer[]) AND s.deleted_at IS NULL
+    GROUP BY s.subscription_key, t.tenant_id`;
+  return rows.map((row) => toTarget(box, row));
+}
+
+type TargetRow = {
+  subscription_key: number;
+  revision: number;
+  tenant_key: number;
+  tenant_id: string;
+  subscription_uuid: Uuid;
+  url: string;
+  content_type: number;
+  headers_key_id: string | null;
+  headers_ciphertext: Buffer | null;
+  key_ids: string[];
+  ciphertexts: string[];
+};
+
+function toTarget(box: SecretBox, row: TargetRow): Target {
+  const owner = { tenantId: row.tenant_id, subscriptionId: row.subscription_uuid };
+  const headers =
+    row.headers_key_id !== null && row.headers_ciphertext !== null
+      ? box.unseal({ keyId: row.headers_key_id, ciphertext: row.headers_ciphertext }, { purpose: "headers", ...owner })
+      : undefined;
+  return {
+    subscriptionKey: row.subscription_key,
+    revision: row.revision,
+    tenantKey: row.tenant_key,
+    tenantId: row.tenant_id,
+    subscriptionUuid: row.subscription_uuid,
+    url: row.url,
+    contentType: CONTENT_TYPES[row.content_type - 1] as ContentType,
+    headers: headers ? (JSON.parse(headers.reveal()) as Record<string, string>) : {},
+    signingSecrets: row.ciphertexts.map((ciphertext, i) =>
+      box.unseal(
+        { keyId: row.key_ids[i] as string, ciphertext: Buffer.from(ciphertext, "base64") },
+        { purpose: "signing_secret", ...owner },
+      ),
+    ),
+  };
+}
