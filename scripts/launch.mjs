@@ -63,7 +63,7 @@ function runtime() {
   if (ownNodeMajor >= OLDEST_RUNTIME_NODE) return process.execPath;
   return fail(
     `Nuncio runs on Node ${OLDEST_RUNTIME_NODE}, and ${pinnedNode} is missing or does not run here. Its install script ` +
-      "fetches it: run `npm install --ignore-scripts=false` " +
+      "fetches it: run `npm rebuild node --ignore-scripts=false` " +
       `(npm config get ignore-scripts shows the setting), or install Node ${OLDEST_RUNTIME_NODE} yourself.`,
   );
 }

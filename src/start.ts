@@ -6,10 +6,10 @@ import { get } from "node:http";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { setTimeout as delay } from "node:timers/promises";
+import { EXIT_BAD_SETTINGS, SETTINGS } from "./config.ts";
 import { type EmbeddedPostgres, freePort, startEmbeddedPostgres } from "./embedded-postgres.ts";
 import {
   describeEnd,
-  EXIT_BAD_SETTINGS,
   exitWithParent,
   forEachLine,
   type ProcessEnd,
@@ -18,13 +18,12 @@ import {
 } from "./supervisor.ts";
 
 // The whole system on one machine: a Postgres, the migrations, the server and the worker, started in this order and
-// stopped in the reverse one. It fills in settings that are missing and hands all of them on; reading and judging them
-// is the business of config.ts in the processes that it starts.
+// stopped in the reverse one. It fills in settings that are missing and hands all of them on; each process judges its own.
 
 const READY_TIMEOUT_MS = 60_000;
 const READY_POLL_MS = 100;
-/** How long the server and the worker may drain; their own limit, NUNCIO_SHUTDOWN_TIMEOUT_MS (20 s), ends before. */
-const DRAIN_TIMEOUT_MS = 25_000;
+/** What the server and the worker get on top of NUNCIO_SHUTDOWN_TIMEOUT_MS before they are killed. */
+const DRAIN_MARGIN_MS = 5_000;
 const DEATHS_BEFORE_READY = 3;
 const WATCH_POSTGRES_MS = 1_000;
 
@@ -39,7 +38,7 @@ class Ending extends Error {
 }
 
 interface Service {
-  name: string;
+  name: keyof typeof OPERATIONS;
   process: SupervisedProcess;
   ready: boolean;
 }
@@ -51,11 +50,7 @@ interface System {
   ending: AbortController;
 }
 
-const listenAddresses = {
-  rpc: { setting: "NUNCIO_LISTEN", standard: "127.0.0.1:8080" },
-  server: { setting: "NUNCIO_OPERATIONS_LISTEN", standard: "127.0.0.1:9090" },
-  worker: { setting: "NUNCIO_WORKER_OPERATIONS_LISTEN", standard: "127.0.0.1:9091" },
-};
+const OPERATIONS = { server: SETTINGS.operationsListen, worker: SETTINGS.workerOperationsListen };
 
 process.exitCode = await main();
 
@@ -69,11 +64,11 @@ async function main(): Promise<number> {
     const lock = await takeLock(directory);
     try {
       await fillInSettings(system, directory);
-      await portsAreFree(lock.previousWasKilled, signal);
+      await portsAreFree(system, lock.previousWasKilled);
       if (!system.env.NUNCIO_DATABASE_URL) await startPostgres(system, directory);
       await migrate(system);
       startServices(system);
-      await Promise.all(system.services.map((service) => becomesReady(service, signal)));
+      await Promise.all(system.services.map((service) => becomesReady(service, system)));
       printWhatToTry(system.env);
       await end(signal);
     } finally {
@@ -107,9 +102,7 @@ async function takeLock(directory: string): Promise<Lock> {
     const pid = (await readFile(pidFile, "utf8").catch(() => "unknown")).trim();
     throw new Error(
       `Nuncio already runs in ${directory} (pid ${pid}). Stop that one first, or start in another folder.`,
-      {
-        cause,
-      },
+      { cause },
     );
   }
   const previousWasKilled = existsSync(pidFile);
@@ -145,34 +138,32 @@ async function kept(file: string, make: () => string): Promise<string> {
   return (await readFile(file, "utf8")).trim();
 }
 
-/** Host and port to reach a listen address by; undefined if it is not of the form that config.ts takes. */
-function reachable({ setting, standard }: { setting: string; standard: string }) {
-  const [, host = "", port] = /^(.*):(\d+)$/.exec(process.env[setting] ?? standard) ?? [];
-  if (port === undefined) return undefined;
-  const bare = host.replace(/^\[(.*)\]$/, "$1");
-  const wildcard = { "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1" }[bare];
-  return { setting, host: wildcard ?? bare, port: Number(port) };
+/** Where to reach what listens at this setting's address. */
+function addressOf({ name, fallback, parse }: typeof SETTINGS.listen, env: NodeJS.ProcessEnv) {
+  try {
+    const { host, port } = parse(env[name] ?? fallback ?? "");
+    return { name, host: { "0.0.0.0": "127.0.0.1", "::": "::1" }[host] ?? host, port };
+  } catch (cause) {
+    throw new Ending(EXIT_BAD_SETTINGS, `${name}: ${(cause as Error).message}`);
+  }
 }
 
 /**
  * Another program on one of our ports would answer in our name, so this comes before anything is started. What a killed
  * start left behind ends by itself within its drain time, and is waited for.
  */
-async function portsAreFree(previousWasKilled: boolean, signal: AbortSignal): Promise<void> {
-  const giveUpAt = performance.now() + (previousWasKilled ? DRAIN_TIMEOUT_MS : 0);
+async function portsAreFree({ env, ending }: System, previousWasKilled: boolean): Promise<void> {
+  const giveUpAt = performance.now() + (previousWasKilled ? drainTimeoutMs(env) : 0);
   let said = false;
-  for (const address of Object.values(listenAddresses).map(reachable)) {
-    while (address !== undefined && address.port !== 0 && !(await freePort(address.host, address.port))) {
-      const where = `${address.host}:${address.port}`;
+  for (const setting of [SETTINGS.listen, SETTINGS.operationsListen, SETTINGS.workerOperationsListen]) {
+    const { name, host, port } = addressOf(setting, env);
+    while ((await freePort(host, port)) === undefined) {
       if (performance.now() >= giveUpAt) {
-        throw new Ending(
-          1,
-          `${where} is in use by another program. Set ${address.setting} to an address that is free.`,
-        );
+        throw new Ending(1, `${host}:${port} is in use by another program. Set ${name} to an address that is free.`);
       }
-      if (!said) say(`The last start was killed; waiting for its processes to leave ${where} …`);
+      if (!said) say(`The last start was killed; waiting for its processes to leave ${host}:${port} …`);
       said = true;
-      await delay(READY_POLL_MS, undefined, { signal });
+      await delay(READY_POLL_MS, undefined, { signal: ending.signal });
     }
   }
 }
@@ -237,7 +228,7 @@ async function migrate({ env, ending: { signal } }: System): Promise<void> {
 }
 
 function startServices(system: System): void {
-  for (const name of ["server", "worker"] as const) {
+  for (const name of Object.keys(OPERATIONS) as Service["name"][]) {
     const service: Service = {
       name,
       ready: false,
@@ -262,16 +253,16 @@ function lastWords({ name, lastLines }: ProcessEnd, what: string): string {
   return [`The ${name} ${what}. Its last words:`, ...lastLines.map((line) => `  ${line}`)].join("\n");
 }
 
-async function becomesReady(service: Service, signal: AbortSignal): Promise<void> {
+async function becomesReady(service: Service, { env, ending }: System): Promise<void> {
   const { name } = service;
-  const address = reachable(listenAddresses[name as "server" | "worker"]);
+  const address = addressOf(OPERATIONS[name], env);
   const giveUpAt = performance.now() + READY_TIMEOUT_MS;
   say(`${name} starts …`);
-  while (!(address !== undefined && (await answersReady(address)))) {
+  while (!(await answersReady(address))) {
     if (performance.now() > giveUpAt) {
       throw new Ending(1, `The ${name} is not ready after ${READY_TIMEOUT_MS / 1000} s; its output above may say why.`);
     }
-    await delay(READY_POLL_MS, undefined, { signal });
+    await delay(READY_POLL_MS, undefined, { signal: ending.signal });
   }
   service.ready = true;
   say(`${name} is ready`);
@@ -311,14 +302,21 @@ function stopOnSignal(system: System): void {
   for (const output of [process.stdout, process.stderr]) output.on("error", abandoned);
 }
 
-async function stopAll({ services, postgres, ending }: System): Promise<void> {
+async function stopAll({ env, services, postgres, ending }: System): Promise<void> {
   // Whatever ended the start, nothing is started again from here on.
   ending.abort(new Ending(0, "stopped"));
   if (services.length > 0) say("Stopping the server and the worker; deliveries under way are finished first …");
-  await Promise.all(services.map(({ process }) => process.stop("SIGTERM", DRAIN_TIMEOUT_MS)));
+  await Promise.all(services.map(({ process }) => process.stop("SIGTERM", drainTimeoutMs(env))));
   if (postgres === undefined) return;
   await postgres.stop();
   say("Postgres has stopped");
+}
+
+function drainTimeoutMs(env: NodeJS.ProcessEnv): number {
+  const { name, fallback } = SETTINGS.shutdownTimeoutMs;
+  const drainMs = Number(env[name] ?? fallback);
+  // What is no number the processes have refused already.
+  return (Number.isFinite(drainMs) ? drainMs : 0) + DRAIN_MARGIN_MS;
 }
 
 async function end(signal: AbortSignal): Promise<never> {
@@ -345,7 +343,7 @@ function say(line: string): void {
 }
 
 function printWhatToTry(env: NodeJS.ProcessEnv): void {
-  const { host, port } = reachable(listenAddresses.rpc) ?? { host: "127.0.0.1", port: 8080 };
+  const { host, port } = addressOf(SETTINGS.listen, env);
   const url = `http://${host.includes(":") ? `[${host}]` : host}:${port}`;
   const key = env.NUNCIO_BOOTSTRAP_OPERATOR_KEY;
   const curl = (rpc: string, body: object) =>

@@ -1,9 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import type { Readable } from "node:stream";
-
-/** sysexits.h EX_CONFIG: the settings are wrong, and starting again would meet the same settings. */
-export const EXIT_BAD_SETTINGS = 78;
+import { EXIT_BAD_SETTINGS, EXIT_WITH_PARENT } from "./config.ts";
 
 /** A child that ran this long was healthy: its next death counts as the first. */
 const HEALTHY_AFTER_MS = 30_000;
@@ -39,7 +37,7 @@ export interface SupervisedProcessOptions {
   log: (line: string) => void;
   /** Called after each death that nobody asked for and that is followed by a restart. */
   onDeath?: (end: ProcessEnd) => void;
-  /** Called instead when the child exits with 78: it is not started again. */
+  /** Called instead when the child exits with EXIT_BAD_SETTINGS: it would meet the same settings again. */
   onFatal: (end: ProcessEnd) => void;
   restartDelayMs?: (deathsInARow: number) => number;
 }
@@ -73,7 +71,7 @@ export function superviseProcess(options: SupervisedProcessOptions): SupervisedP
       log(`${name} | ${line}`);
     };
     child = spawn(command, args, {
-      env: { ...env, NUNCIO_EXIT_WITH_PARENT: "1" },
+      env: { ...env, [EXIT_WITH_PARENT]: "1" },
       stdio: ["pipe", "pipe", "pipe"],
       detached: true,
     });
@@ -127,7 +125,7 @@ export function superviseProcess(options: SupervisedProcessOptions): SupervisedP
  * It does not keep this process alive.
  */
 export function exitWithParent(onParentGone: () => void): void {
-  if (process.env.NUNCIO_EXIT_WITH_PARENT !== "1") return;
+  if (process.env[EXIT_WITH_PARENT] !== "1") return;
   const { stdin } = process;
   // Which of them comes first depends on how the parent's end was closed; a reset is an end like any other.
   const gone = () => {

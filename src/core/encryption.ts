@@ -4,6 +4,9 @@ import { Secret } from "./secret.ts";
 /** The keys of `NUNCIO_SECRET_KEYS`: the first encrypts, all decrypt. */
 export type Keyring = { readonly current: string; readonly keys: ReadonlyMap<string, KeyObject> };
 
+/** Our keys do not fit what is stored. Starting again does not help; other settings do. */
+export class SecretKeyError extends Error {}
+
 /** What is stored: the key's id in clear, and version ‖ nonce ‖ ciphertext ‖ tag. */
 export type Sealed = { readonly keyId: string; readonly ciphertext: Buffer };
 
@@ -49,10 +52,11 @@ export function seal(keyring: Keyring, plaintext: Secret, context: SealContext, 
   };
 }
 
-/** Decrypts, or throws an Error that says whether the key is unknown or the bytes do not belong here. */
+/** Decrypts, or throws a SecretKeyError that says whether the key is unknown or the bytes do not belong here. */
 export function unseal(keyring: Keyring, { keyId, ciphertext }: Sealed, context: SealContext): Secret {
   const key = keyring.keys.get(keyId);
-  if (key === undefined) throw new Error(`NUNCIO_SECRET_KEYS has no key "${keyId}", which stored secrets need`);
+  if (key === undefined)
+    throw new SecretKeyError(`NUNCIO_SECRET_KEYS has no key "${keyId}", which stored secrets need`);
   if (ciphertext[0] !== VERSION || ciphertext.length < 1 + NONCE_BYTES + TAG_BYTES) {
     throw new Error("a stored secret has an unknown format");
   }
@@ -65,7 +69,7 @@ export function unseal(keyring: Keyring, { keyId, ciphertext }: Sealed, context:
   try {
     return new Secret(Buffer.concat([decipher.update(encrypted), decipher.final()]).toString("utf8"));
   } catch (cause) {
-    throw new Error(`key "${keyId}" of NUNCIO_SECRET_KEYS does not decrypt a stored secret`, { cause });
+    throw new SecretKeyError(`key "${keyId}" of NUNCIO_SECRET_KEYS does not decrypt a stored secret`, { cause });
   }
 }
 

@@ -1,0 +1,76 @@
+import { formatDeliveryId } from "../core/ids.ts";
+import { decide } from "../core/retry-policy.ts";
+import type { ClaimedDelivery } from "../store/outbox/claim.ts";
+import type { AttemptRecord } from "../store/outbox/record.ts";
+import { toRequestHeaders } from "./request-headers.ts";
+import { type SendDependencies, send } from "./send.ts";
+import type { ReadyTarget } from "./targets.ts";
+
+export type DeliverDependencies = SendDependencies & {
+  readonly random: () => number;
+  readonly schedule: readonly number[];
+  readonly requestTimeoutMs: number;
+  readonly maxResponseBytes: number;
+};
+
+/** A claimed delivery whose payload is there, and when its claim was sent, by our own monotonic clock. */
+export type Sendable = ClaimedDelivery & {
+  readonly event: NonNullable<ClaimedDelivery["event"]>;
+  readonly claimSentAtMs: number;
+};
+
+/**
+ * One attempt: signs the stored bytes, sends them, decides what follows. Nothing is written here and no transaction is
+ * open; if we crash anywhere in it, the lease ends and the delivery is made again with the same id.
+ */
+export async function deliver(
+  deps: DeliverDependencies,
+  delivery: Sendable,
+  target: ReadyTarget,
+): Promise<AttemptRecord> {
+  const startedAt = databaseTime(deps, delivery);
+  const body = Buffer.from(delivery.event.body);
+  const headers = toRequestHeaders(target.signingKeys, {
+    eventId: delivery.event.id,
+    deliveryId: formatDeliveryId(delivery.eventKey, target.subscriptionUuid),
+    attempt: delivery.attempt,
+    timestamp: Math.floor(startedAt.getTime() / 1000),
+    body,
+    traceparent: delivery.event.traceparent,
+    contentType: target.contentType,
+    headers: target.headers,
+  });
+
+  const { requestTimeoutMs: timeoutMs, maxResponseBytes } = deps;
+  const { outcome, phases, durationMs } = await send(deps, {
+    url: target.url,
+    headers,
+    body,
+    timeoutMs,
+    maxResponseBytes,
+  });
+
+  const decision = decide(outcome, {
+    failures: delivery.failures,
+    schedule: deps.schedule,
+    random: deps.random(),
+    remainingMs: delivery.expiresAt.getTime() - databaseTime(deps, delivery).getTime(),
+  });
+  return {
+    subscriptionKey: delivery.subscriptionKey,
+    eventKey: delivery.eventKey,
+    leaseToken: delivery.leaseToken,
+    tenantKey: target.tenantKey,
+    number: delivery.attempt,
+    startedAt,
+    durationMs,
+    phases,
+    outcome,
+    decision,
+  };
+}
+
+/** The database's clock: what it said at the claim, and the monotonic time since. A wrong clock of ours cannot matter. */
+export function databaseTime({ nowMs }: Pick<SendDependencies, "nowMs">, delivery: Sendable): Date {
+  return new Date(delivery.claimedAt.getTime() + (nowMs() - delivery.claimSentAtMs));
+}

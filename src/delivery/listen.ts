@@ -1,0 +1,107 @@
+import { randomUUID } from "node:crypto";
+import postgres, { type Sql } from "postgres";
+import type { Secret } from "../core/secret.ts";
+import { DUE_CHANNEL, parseDuePayload } from "../store/outbox/wake-up.ts";
+
+export type ListenOptions = {
+  readonly url: Secret;
+  readonly role: string;
+  /** Lanes that may have something due; undefined: any lane. */
+  readonly onDue: (lanes: readonly number[] | undefined) => void;
+  /** The connection was found silent or broken, and is replaced. */
+  readonly onLost: (reason: unknown) => void;
+  readonly heartbeatMs?: number;
+  readonly silenceMs?: number;
+};
+
+const HEARTBEAT_MS = 10_000;
+const SILENCE_MS = 5_000;
+const RECONNECT_MS = 1_000;
+
+/**
+ * Listens for wake-ups on a connection of its own, for as long as it is not closed. A heartbeat that it sends to itself
+ * finds a connection that has gone silent, which neither TCP nor the driver would notice for minutes. A wake-up is a hint
+ * only: whatever is missed here, the poll finds.
+ */
+export function listenForDue(options: ListenOptions): { close(): Promise<void> } {
+  const closing = new AbortController();
+  const running = (async () => {
+    while (!closing.signal.aborted) {
+      try {
+        await listenOnce(options, closing.signal);
+      } catch (error) {
+        if (closing.signal.aborted) return;
+        options.onLost(error);
+        await pause(RECONNECT_MS, closing.signal);
+      }
+      // What was sent while nobody listened is lost.
+      options.onDue(undefined);
+    }
+  })();
+  return {
+    close: () => {
+      closing.abort();
+      return running;
+    },
+  };
+}
+
+/** Listens until the connection fails a heartbeat, which it throws, or until the signal. */
+async function listenOnce(options: ListenOptions, signal: AbortSignal): Promise<void> {
+  const { heartbeatMs = HEARTBEAT_MS, silenceMs = SILENCE_MS } = options;
+  const sql = postgres(options.url.reveal(), {
+    max: 1,
+    connect_timeout: 5,
+    onnotice: () => undefined,
+    connection: { application_name: `${options.role}_listener`, role: options.role },
+  });
+  try {
+    const heartbeat = `nuncio_heartbeat_${randomUUID().replaceAll("-", "")}`;
+    let heard: () => void = () => undefined;
+    await within(
+      silenceMs,
+      sql.listen(DUE_CHANNEL, (payload) => options.onDue(parseDuePayload(payload))),
+    );
+    await within(
+      silenceMs,
+      sql.listen(heartbeat, () => heard()),
+    );
+    while (!signal.aborted) {
+      const echo = new Promise<void>((resolve) => {
+        heard = resolve;
+      });
+      await within(silenceMs, Promise.all([sendHeartbeat(sql, heartbeat), echo]));
+      await pause(heartbeatMs, signal);
+    }
+  } finally {
+    await sql.end({ timeout: 1 });
+  }
+}
+
+const sendHeartbeat = (sql: Sql, channel: string) => sql`SELECT pg_notify(${channel}, '')`;
+
+async function within<T>(limitMs: number, work: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const silence = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`the listener heard nothing for ${limitMs} ms`)), limitMs);
+  });
+  try {
+    return await Promise.race([work, silence]);
+  } finally {
+    clearTimeout(timer);
+    work.catch(() => undefined);
+  }
+}
+
+function pause(ms: number, signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) return resolve();
+    const end = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = setTimeout(end, ms);
+    signal.addEventListener("abort", end);
+  });
+}

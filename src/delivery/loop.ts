@@ -1,0 +1,322 @@
+import { randomBytes } from "node:crypto";
+import type { Sql } from "postgres";
+import { leaseSuffices } from "../core/delivery.ts";
+import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
+import { cancelDeliveriesOfDeletedSubscription, endDeliveries, endLostDeliveries } from "../store/outbox/end.ts";
+import { listLanes } from "../store/outbox/lanes.ts";
+import { releaseDeliveries } from "../store/outbox/release.ts";
+import { type DeliverDependencies, databaseTime, deliver, type Sendable } from "./deliver.ts";
+import { Lanes } from "./lanes.ts";
+import { type Recorded, Recorder } from "./recorder.ts";
+import type { ReadyTarget, TargetCache } from "./targets.ts";
+
+export type LoopDependencies = DeliverDependencies & {
+  readonly sql: Sql;
+  readonly targets: TargetCache;
+  readonly concurrency: number;
+  readonly maxInFlight: number;
+  readonly leaseMs: number;
+  readonly pollIntervalMs: number;
+  readonly onEvent: (event: LoopEvent) => void;
+};
+
+/** What happens in the loop, for the log, the metrics and the tests. */
+export type LoopEvent =
+  | ({ readonly kind: "attempted" } & Recorded)
+  | { readonly kind: "released"; readonly count: number }
+  | {
+      readonly kind: "ended";
+      readonly reason: "EXPIRED" | "WORKER_LOST" | "SUBSCRIPTION_DELETED";
+      readonly count: number;
+    }
+  | {
+      readonly kind: "failed";
+      readonly step: "claim" | "deliver" | "record" | "look" | "release";
+      readonly error: unknown;
+    };
+
+export type DeliveryLoop = {
+  /** Lanes that may have something due; undefined: any. */
+  wake(lanes: readonly number[] | undefined): void;
+  /** Stops claiming, hands back what has not begun, and resolves once what is in flight has ended and is recorded. */
+  drain(): Promise<void>;
+  /** Whether the last look at the outbox succeeded, for readiness. */
+  isHealthy(): boolean;
+};
+
+/** With fewer free slots than this share, a claim waits a moment for more, so that one statement serves many. */
+const WORTH_CLAIMING = 0.25;
+const GATHER_SLOTS_MS = 4;
+/** A request that begins later than this after its claim could be based on a subscription that has changed since. */
+const STALE_CLAIM_MS = 1_000;
+const FAILURE_PAUSE_MS = 250;
+const LANES_PER_LOOK = 1_000;
+const CLEANUP_BATCH = 500;
+/** Claims stop while this many records per slot wait for Postgres. */
+const UNWRITTEN_PER_SLOT = 4;
+
+/**
+ * Claims due deliveries for the slots that are free, sends each, records what it met, until `drain`. One claim is on its
+ * way at a time. Nothing that throws in here ends it: what fails is reported and tried again.
+ */
+export function startDeliveryLoop(deps: LoopDependencies): DeliveryLoop {
+  return new Loop(deps);
+}
+
+class Loop implements DeliveryLoop {
+  readonly #deps: LoopDependencies;
+  readonly #lanes: Lanes;
+  readonly #recorder: Recorder;
+  readonly #claiming: Promise<void>;
+  readonly #looking: Promise<void>;
+  #inFlight = 0;
+  #quarantined = 0;
+  #draining = false;
+  #healthy = false;
+  #lookAgain = false;
+  #lastClaimAtMs = Number.NEGATIVE_INFINITY;
+  /** Ends the wait of the claim loop, of the look loop, of the drain. */
+  #nudgeClaim: () => void = () => undefined;
+  #nudgeLook: () => void = () => undefined;
+  #nudgeDrain: () => void = () => undefined;
+
+  constructor(deps: LoopDependencies) {
+    this.#deps = deps;
+    this.#lanes = new Lanes(deps.maxInFlight);
+    this.#recorder = new Recorder(
+      deps.sql,
+      (recorded) => this.#recorded(recorded),
+      (error) => deps.onEvent({ kind: "failed", step: "record", error }),
+    );
+    this.#claiming = this.#claimLoop();
+    this.#looking = this.#lookLoop();
+  }
+
+  wake(lanes: readonly number[] | undefined): void {
+    const now = this.#deps.nowMs();
+    if (lanes === undefined) {
+      this.#lookAgain = true;
+      this.#nudgeLook();
+    } else for (const lane of lanes) this.#lanes.wake(lane, now);
+    this.#nudgeClaim();
+  }
+
+  isHealthy(): boolean {
+    return this.#healthy;
+  }
+
+  async drain(): Promise<void> {
+    this.#draining = true;
+    this.#nudgeClaim();
+    this.#nudgeLook();
+    await Promise.all([this.#claiming, this.#looking]);
+    while (this.#inFlight > 0) {
+      await new Promise<void>((resolve) => {
+        this.#nudgeDrain = resolve;
+      });
+    }
+    await this.#recorder.flush();
+  }
+
+  async #claimLoop(): Promise<void> {
+    while (!this.#draining) {
+      const picks = this.#mayClaim() ? this.#lanes.pick(this.#deps.nowMs(), this.#freeSlots()) : [];
+      if (picks.length === 0) {
+        await this.#untilClaimMakesSense();
+        continue;
+      }
+      try {
+        this.#lastClaimAtMs = this.#deps.nowMs();
+        const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
+        const claimed = await claimDueDeliveries(this.#deps.sql, picks, lease);
+        this.#lanes.claimed(picks, claimed);
+        await this.#begin(claimed, this.#lastClaimAtMs, () => undefined);
+      } catch (error) {
+        this.#deps.onEvent({ kind: "failed", step: "claim", error });
+        await this.#wait(FAILURE_PAUSE_MS, (nudge) => {
+          this.#nudgeClaim = nudge;
+        });
+      }
+    }
+  }
+
+  #freeSlots(): number {
+    return this.#deps.concurrency - this.#inFlight;
+  }
+
+  #mayClaim(): boolean {
+    if (this.#mustWriteFirst()) return false;
+    const free = this.#freeSlots();
+    const enough = free >= this.#deps.concurrency * WORTH_CLAIMING;
+    return free > 0 && (enough || this.#deps.nowMs() - this.#lastClaimAtMs >= GATHER_SLOTS_MS);
+  }
+
+  #mustWriteFirst(): boolean {
+    return this.#recorder.pending > this.#deps.concurrency * UNWRITTEN_PER_SLOT;
+  }
+
+  /** Until a lane comes due, a slot is worth filling, or someone nudges. */
+  #untilClaimMakesSense(): Promise<void> {
+    const now = this.#deps.nowMs();
+    const gathered =
+      this.#freeSlots() > 0 && !this.#mustWriteFirst()
+        ? this.#lastClaimAtMs + GATHER_SLOTS_MS
+        : Number.POSITIVE_INFINITY;
+    const at = Math.max(this.#lanes.nextDueAtMs(), gathered);
+    return this.#wait(Math.min(at - now, this.#deps.pollIntervalMs), (nudge) => {
+      this.#nudgeClaim = nudge;
+    });
+  }
+
+  /** Sends what may be sent on its lease; the rest goes back, its attempt not counted. */
+  async #begin(claimed: readonly ClaimedDelivery[], claimSentAtMs: number, onEnd: () => void): Promise<void> {
+    const { targets, requestTimeoutMs, leaseMs } = this.#deps;
+    this.#inFlight += claimed.length;
+    const handBack: ClaimedDelivery[] = [];
+    const expired: ClaimedDelivery[] = [];
+    try {
+      await targets.refresh(claimed);
+    } catch (error) {
+      this.#deps.onEvent({ kind: "failed", step: "claim", error });
+    }
+    for (const delivery of claimed) {
+      const target = targets.get(delivery.subscriptionKey);
+      const sendable = toSendable(delivery, claimSentAtMs);
+      const ageMs = this.#deps.nowMs() - claimSentAtMs;
+      if (sendable === undefined) expired.push(delivery);
+      else if (databaseTime(this.#deps, sendable) >= delivery.expiresAt) expired.push(delivery);
+      else if (this.#draining || target === undefined || target.revision < delivery.revision) handBack.push(delivery);
+      else if (ageMs > STALE_CLAIM_MS || !leaseSuffices(leaseMs - ageMs, requestTimeoutMs)) handBack.push(delivery);
+      else {
+        void this.#attempt(sendable, target, onEnd);
+      }
+    }
+    const unsent = [...handBack, ...expired];
+    for (const { subscriptionKey } of unsent) {
+      this.#freeSlot(subscriptionKey);
+      onEnd();
+    }
+    if (handBack.length > 0) await this.#release(handBack);
+    if (expired.length > 0) {
+      const count = await endDeliveries(this.#deps.sql, expired, "EXPIRED");
+      this.#deps.onEvent({ kind: "ended", reason: "EXPIRED", count });
+    }
+  }
+
+  async #attempt(delivery: Sendable, target: ReadyTarget, onEnd: () => void): Promise<void> {
+    try {
+      const record = await deliver(this.#deps, delivery, target);
+      this.#recorder.add(record);
+    } catch (error) {
+      // A fault of ours, and nothing to record: its lease ends, and as a lost claim it runs out in the end.
+      this.#deps.onEvent({ kind: "failed", step: "deliver", error });
+    } finally {
+      onEnd();
+      this.#freeSlot(delivery.subscriptionKey);
+    }
+  }
+
+  #freeSlot(lane: number): void {
+    this.#inFlight -= 1;
+    this.#lanes.finished(lane);
+    this.#nudgeClaim();
+    if (this.#inFlight === 0) this.#nudgeDrain();
+  }
+
+  async #release(deliveries: readonly ClaimedDelivery[]): Promise<void> {
+    try {
+      const count = await releaseDeliveries(this.#deps.sql, deliveries);
+      this.#deps.onEvent({ kind: "released", count });
+    } catch (error) {
+      // Their leases end by themselves.
+      this.#deps.onEvent({ kind: "failed", step: "release", error });
+    }
+  }
+
+  #recorded(recorded: readonly Recorded[]): void {
+    const now = this.#deps.nowMs();
+    for (const entry of recorded) {
+      const { decision, subscriptionKey } = entry.record;
+      if (decision.kind === "retry") this.#lanes.wake(subscriptionKey, now + decision.delayMs);
+      this.#deps.onEvent({ kind: "attempted", ...entry });
+    }
+    this.#nudgeClaim();
+  }
+
+  /** The fallback for every wake-up that did not arrive, and the time for what needs no hurry. */
+  async #lookLoop(): Promise<void> {
+    while (!this.#draining) {
+      this.#lookAgain = false;
+      try {
+        await this.#look();
+        this.#healthy = true;
+      } catch (error) {
+        this.#healthy = false;
+        this.#deps.onEvent({ kind: "failed", step: "look", error });
+      }
+      this.#nudgeClaim();
+      if (this.#lookAgain && this.#healthy) continue;
+      const jitter = 0.75 + this.#deps.random() * 0.5;
+      await this.#wait(this.#deps.pollIntervalMs * jitter, (nudge) => {
+        this.#nudgeLook = nudge;
+      });
+    }
+  }
+
+  async #look(): Promise<void> {
+    this.#lanes.forgetIdle();
+    for (let after = 0; !this.#draining; ) {
+      const seen = await listLanes(this.#deps.sql, after, LANES_PER_LOOK);
+      const now = this.#deps.nowMs();
+      for (const { lane, dueInMs, deleted } of seen) {
+        if (deleted) await this.#cancelOrphans(lane);
+        else if (Number.isFinite(dueInMs)) this.#lanes.wake(lane, now + dueInMs);
+      }
+      if (seen.length < LANES_PER_LOOK) break;
+      after = seen.at(-1)?.lane ?? after;
+    }
+    await this.#quarantine();
+  }
+
+  async #cancelOrphans(lane: number): Promise<void> {
+    const count = await cancelDeliveriesOfDeletedSubscription(this.#deps.sql, lane, CLEANUP_BATCH);
+    if (count > 0) this.#deps.onEvent({ kind: "ended", reason: "SUBSCRIPTION_DELETED", count });
+  }
+
+  /** One delivery at a time of those that may be what kills workers; those that have had their chances end. */
+  async #quarantine(): Promise<void> {
+    const count = await endLostDeliveries(this.#deps.sql, CLEANUP_BATCH);
+    if (count > 0) this.#deps.onEvent({ kind: "ended", reason: "WORKER_LOST", count });
+    if (this.#quarantined > 0 || this.#draining || this.#freeSlots() <= 0) return;
+    const sentAtMs = this.#deps.nowMs();
+    const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
+    const claimed = await claimQuarantinedDelivery(this.#deps.sql, lease);
+    if (!claimed) return;
+    this.#quarantined += 1;
+    this.#lanes.claimed([], [claimed]);
+    await this.#begin([claimed], sentAtMs, () => {
+      this.#quarantined -= 1;
+      this.#nudgeLook();
+    });
+  }
+
+  #wait(ms: number, expose: (nudge: () => void) => void): Promise<void> {
+    if (this.#draining) return Promise.resolve();
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, Math.max(0, Math.ceil(ms)));
+      expose(() => {
+        clearTimeout(timer);
+        resolve();
+      });
+    });
+  }
+}
+
+/** Random, so that no crash or failover can hand the same token out twice. */
+function newLeaseToken(): bigint {
+  return randomBytes(8).readBigInt64BE();
+}
+
+function toSendable(delivery: ClaimedDelivery, claimSentAtMs: number): Sendable | undefined {
+  return delivery.event === null ? undefined : { ...delivery, event: delivery.event, claimSentAtMs };
+}

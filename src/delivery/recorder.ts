@@ -1,0 +1,91 @@
+import type { Sql } from "postgres";
+import { isTransient } from "../store/database.ts";
+import { type AttemptRecord, recordAttempts } from "../store/outbox/record.ts";
+
+/** At most this many records in one statement. */
+const MAX_BATCH = 256;
+/** How long the first record of a batch waits for company. No receiver waits for it, and its slot is free already. */
+const GATHER_MS = 4;
+const FIRST_PAUSE_MS = 50;
+const LONGEST_PAUSE_MS = 2_000;
+
+export type Recorded = { readonly record: AttemptRecord; readonly stale: boolean };
+
+/**
+ * Writes records in batches, one statement at a time: what comes while one is on its way goes with the next. While
+ * Postgres is away the records wait here and are tried again; a lease that passes on meanwhile makes them stale, no more.
+ */
+export class Recorder {
+  readonly #sql: Sql;
+  readonly #onRecorded: (recorded: readonly Recorded[]) => void;
+  readonly #onFailure: (error: unknown, waiting: number) => void;
+  #waiting: AttemptRecord[] = [];
+  #writing = 0;
+  #running: Promise<void> | undefined;
+  #gatherNow: () => void = () => undefined;
+  #closing = false;
+
+  constructor(
+    sql: Sql,
+    onRecorded: (recorded: readonly Recorded[]) => void,
+    onFailure: (error: unknown, waiting: number) => void,
+  ) {
+    this.#sql = sql;
+    this.#onRecorded = onRecorded;
+    this.#onFailure = onFailure;
+  }
+
+  /** How many are not written yet: a bound for the claims, which must not run ahead of the records. */
+  get pending(): number {
+    return this.#waiting.length + this.#writing;
+  }
+
+  add(record: AttemptRecord): void {
+    this.#waiting.push(record);
+    if (this.#waiting.length >= MAX_BATCH) this.#gatherNow();
+    this.#running ??= this.#run();
+  }
+
+  /** Resolves when all that was added is written. */
+  async flush(): Promise<void> {
+    this.#closing = true;
+    this.#gatherNow();
+    while (this.#running) await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    while (this.#waiting.length > 0) {
+      if (this.#waiting.length < MAX_BATCH && !this.#closing) await this.#gather();
+      const batch = this.#waiting.splice(0, MAX_BATCH);
+      this.#writing = batch.length;
+      await this.#write(batch);
+      this.#writing = 0;
+    }
+    this.#running = undefined;
+  }
+
+  #gather(): Promise<void> {
+    return new Promise((resolve) => {
+      const timer = setTimeout(resolve, GATHER_MS);
+      this.#gatherNow = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  async #write(batch: readonly AttemptRecord[]): Promise<void> {
+    for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS)) {
+      try {
+        const stale = await recordAttempts(this.#sql, batch);
+        this.#onRecorded(batch.map((record, i) => ({ record, stale: stale[i] as boolean })));
+        return;
+      } catch (error) {
+        this.#onFailure(error, this.pending);
+        // A statement that Postgres refuses will be refused again: the leases end, and the deliveries are made again.
+        if (!isTransient(error)) return;
+        await new Promise((resolve) => setTimeout(resolve, pauseMs));
+      }
+    }
+  }
+}

@@ -1,0 +1,160 @@
+import type { Dispatcher } from "undici";
+import { type AddressPolicy, hostOf, judgeAnswer } from "../core/address-policy.ts";
+import { classifyFailure, classifyStatus, type Outcome, type Phase, type PhaseDurations } from "../core/attempt.ts";
+import type { Connections } from "./connections.ts";
+import type { Resolve } from "./resolver.ts";
+
+export type SendDependencies = {
+  readonly resolve: Resolve;
+  readonly connections: Connections;
+  readonly policy: AddressPolicy;
+  /** A monotonic clock, in milliseconds. */
+  readonly nowMs: () => number;
+};
+
+export type OutgoingRequest = {
+  readonly url: URL;
+  /** Names and values in turn. */
+  readonly headers: readonly string[];
+  readonly body: Buffer;
+  /** From the start of name resolution to the last byte. */
+  readonly timeoutMs: number;
+  readonly maxResponseBytes: number;
+};
+
+export type Sent = { readonly outcome: Outcome; readonly phases: PhaseDurations; readonly durationMs: number };
+
+/** The first bytes of a failed response that are kept. */
+const EXCERPT_BYTES = 1024;
+
+/**
+ * Makes one POST to an address that was checked, and returns what it met; never throws for what a receiver, a name
+ * server or the network does. Redirects are not followed, nothing is sent twice, and everything is bounded: time by one
+ * deadline, the response by `maxResponseBytes`. When it returns, the request is over or its socket is destroyed.
+ */
+export function send(deps: SendDependencies, request: OutgoingRequest): Promise<Sent> {
+  return new Exchange(deps, request).run();
+}
+
+/** One attempt on its way through its phases. Implements undici's handler itself: no stream, no signal per request. */
+class Exchange implements Dispatcher.DispatchHandler {
+  readonly #deps: SendDependencies;
+  readonly #request: OutgoingRequest;
+  readonly #startedAtMs: number;
+  readonly #phases: { [P in Phase]?: number } = {};
+  #phase: Phase = "dns";
+  #phaseBeganAtMs: number;
+  #settle: (sent: Sent) => void = () => undefined;
+  #settled = false;
+  #deadline: NodeJS.Timeout | undefined;
+  #controller: Dispatcher.DispatchController | undefined;
+  #httpStatus = 0;
+  #received = 0;
+  #excerpt: Buffer[] = [];
+  #excerptBytes = 0;
+
+  constructor(deps: SendDependencies, request: OutgoingRequest) {
+    this.#deps = deps;
+    this.#request = request;
+    this.#startedAtMs = deps.nowMs();
+    this.#phaseBeganAtMs = this.#startedAtMs;
+  }
+
+  run(): Promise<Sent> {
+    return new Promise((settle) => {
+      this.#settle = settle;
+      this.#deadline = setTimeout(() => this.#expire(), this.#request.timeoutMs);
+      this.#connect().catch((error) => this.#finish(classifyFailure(error, this.#phase)));
+    });
+  }
+
+  async #connect(): Promise<void> {
+    const { url, headers, body } = this.#request;
+    const host = hostOf(url);
+    const addresses = await this.#lookUp(host);
+    if (addresses === undefined || this.#settled) return;
+    const verdict = judgeAnswer(addresses, this.#deps.policy);
+    if (verdict.kind === "refused") return this.#finish({ kind: "address_refused", detail: verdict.reason });
+    this.#enter("connect");
+    this.#deps.connections
+      .to(url, host, addresses[0] as string)
+      .dispatch({ path: url.pathname + url.search, method: "POST", headers: headers as string[], body }, this);
+  }
+
+  async #lookUp(host: string): Promise<readonly string[] | undefined> {
+    try {
+      return await this.#deps.resolve(host);
+    } catch (error) {
+      const code = error instanceof Error && "code" in error ? String(error.code) : "no answer";
+      this.#finish({ kind: "dns_failed", detail: `dns: ${code}` });
+      return undefined;
+    }
+  }
+
+  /** A socket is ours and the request is about to be written. */
+  onRequestStart(controller: Dispatcher.DispatchController): void {
+    this.#controller = controller;
+    if (this.#settled) controller.abort(new Error("the attempt has ended"));
+    else this.#enter("first_byte");
+  }
+
+  onRequestUpgrade(controller: Dispatcher.DispatchController): void {
+    controller.abort(new Error("the receiver wants another protocol"));
+  }
+
+  onResponseStart(_controller: Dispatcher.DispatchController, httpStatus: number): void {
+    if (httpStatus < 200) return;
+    this.#httpStatus = httpStatus;
+    this.#enter("body");
+  }
+
+  onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
+    const { maxResponseBytes } = this.#request;
+    if (this.#excerptBytes < EXCERPT_BYTES) {
+      // A copy: the chunk is a view of a buffer that the parser goes on using.
+      const part = Buffer.from(chunk.subarray(0, EXCERPT_BYTES - this.#excerptBytes));
+      this.#excerpt.push(part);
+      this.#excerptBytes += part.length;
+    }
+    this.#received += chunk.length;
+    if (this.#received <= maxResponseBytes) return;
+    this.#finishByStatus();
+    controller.abort(new Error("the response is longer than we read"));
+  }
+
+  onResponseEnd(): void {
+    this.#finishByStatus();
+  }
+
+  onResponseError(_controller: Dispatcher.DispatchController | null, error: Error): void {
+    // A body that breaks off changes nothing: the status line has decided.
+    if (this.#phase === "body") this.#finishByStatus();
+    else this.#finish(classifyFailure(error, this.#phase));
+  }
+
+  #expire(): void {
+    if (this.#phase === "body") this.#finishByStatus();
+    else this.#finish({ kind: "timeout", detail: `${this.#phase}: no end within ${this.#request.timeoutMs} ms` });
+    this.#controller?.abort(new Error("the attempt has taken its time"));
+  }
+
+  #finishByStatus(): void {
+    this.#finish(classifyStatus(this.#httpStatus, Buffer.concat(this.#excerpt).toString("utf8")));
+  }
+
+  #enter(phase: Phase): void {
+    const now = this.#deps.nowMs();
+    this.#phases[this.#phase] = now - this.#phaseBeganAtMs;
+    this.#phase = phase;
+    this.#phaseBeganAtMs = now;
+  }
+
+  #finish(outcome: Outcome): void {
+    if (this.#settled) return;
+    this.#settled = true;
+    clearTimeout(this.#deadline);
+    const now = this.#deps.nowMs();
+    this.#phases[this.#phase] = now - this.#phaseBeganAtMs;
+    this.#settle({ outcome, phases: this.#phases, durationMs: now - this.#startedAtMs });
+  }
+}

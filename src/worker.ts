@@ -1,0 +1,114 @@
+import { randomBytes } from "node:crypto";
+import { type Config, toAddressPolicy } from "./config.ts";
+import { openSecretBox } from "./core/encryption.ts";
+import { keepConnections } from "./delivery/connections.ts";
+import { listenForDue } from "./delivery/listen.ts";
+import { type LoopEvent, startDeliveryLoop } from "./delivery/loop.ts";
+import { createResolver, shareAnswers } from "./delivery/resolver.ts";
+import { cacheTargets } from "./delivery/targets.ts";
+import { elapse, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
+import type { Logger } from "./logger.ts";
+import { openOperationsPort } from "./operations/operations-port.ts";
+import { openDatabase } from "./store/database.ts";
+import { ensurePartitions } from "./store/housekeeping.ts";
+import { findStoreWaits } from "./store/readiness.ts";
+import { checkSecretKeys } from "./store/secret-keys.ts";
+
+const HOUSEKEEPING_MS = 3_600_000;
+
+/** Builds the worker from its settings and runs it until it is told to stop. Nothing is claimed before it is ready. */
+async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<void> {
+  const nowMs = () => performance.now();
+  const box = openSecretBox(config.secretKeys, randomBytes);
+  const db = openDatabase({
+    url: config.databaseUrl,
+    role: "nuncio_worker",
+    connections: 1,
+    hotConnections: 4,
+    hotSynchronousCommit: false,
+    statementTimeoutMs: 5_000,
+  });
+
+  let loop: ReturnType<typeof startDeliveryLoop> | undefined;
+  const operations = await openOperationsPort(config.workerOperationsListen, async () => {
+    const waits = await findStoreWaits(db.hot);
+    return waits.length > 0 || loop?.isHealthy() ? waits : ["the outbox has not been looked at yet"];
+  });
+  const isReady = await keepTrying(stop, logger, async () => {
+    const [wait] = await findStoreWaits(db.hot);
+    if (wait !== undefined) throw new Error(wait);
+    await checkSecretKeys(db.hot, box);
+    await ensurePartitions(db.hot);
+  });
+
+  if (isReady) {
+    const connections = keepConnections(nowMs, config.requestTimeoutMs);
+    loop = startDeliveryLoop({
+      sql: db.hot,
+      targets: cacheTargets(db.hot, box),
+      resolve: shareAnswers(createResolver(config.requestTimeoutMs), nowMs),
+      connections,
+      policy: toAddressPolicy(config),
+      nowMs,
+      random: Math.random,
+      schedule: config.retrySchedule,
+      requestTimeoutMs: config.requestTimeoutMs,
+      maxResponseBytes: config.maxResponseBytes,
+      concurrency: config.workerConcurrency,
+      maxInFlight: config.maxInFlight,
+      leaseMs: config.leaseMs,
+      pollIntervalMs: config.pollIntervalMs,
+      onEvent: (event) => logEvent(logger, event),
+    });
+    const running = loop;
+    const listener = listenForDue({
+      url: config.databaseUrl,
+      role: "nuncio_worker",
+      onDue: (lanes) => running.wake(lanes),
+      onLost: (error) => logger.warn({ error }, "listener.lost"),
+    });
+    const housekeeping = setInterval(() => {
+      ensurePartitions(db.hot).catch((error) => logger.error({ error }, "housekeeping.failed"));
+    }, HOUSEKEEPING_MS);
+    logger.info({ concurrency: config.workerConcurrency }, "worker.started");
+
+    await stop.requested;
+    logger.info("worker.draining");
+    clearInterval(housekeeping);
+    await Promise.race([running.drain(), elapse(config.shutdownTimeoutMs)]);
+    await Promise.all([listener.close(), connections.close()]);
+  }
+  await Promise.all([operations.close(), db.close()]);
+  logger.info("worker.stopped");
+}
+
+/** One wide line per attempt; ids and figures only. */
+function logEvent(logger: Logger, event: LoopEvent): void {
+  if (event.kind === "failed") {
+    logger.error({ step: event.step, error: event.error }, "delivery.step_failed");
+  } else if (event.kind === "attempted") {
+    const { record, stale } = event;
+    logger.info(
+      {
+        subscriptionKey: record.subscriptionKey,
+        eventKey: record.eventKey,
+        attempt: record.number,
+        outcome: record.outcome.kind,
+        httpStatus: record.outcome.httpStatus,
+        detail: "detail" in record.outcome ? record.outcome.detail : undefined,
+        durationMs: Math.round(record.durationMs),
+        decision: record.decision.kind,
+        delayMs: record.decision.kind === "retry" ? record.decision.delayMs : undefined,
+        endReason: record.decision.kind === "dead_letter" ? record.decision.reason : undefined,
+        stale,
+      },
+      "delivery.attempted",
+    );
+  } else if (event.kind === "ended") {
+    logger.warn({ reason: event.reason, count: event.count }, "delivery.ended");
+  } else {
+    logger.info({ count: event.count }, "delivery.released");
+  }
+}
+
+await runProcess("worker", runWorker);
