@@ -245,9 +245,6 @@ export function readConfig(env: NodeJS.ProcessEnv, reader: Process): Config {
       if (needed) faults.push(`${name}: ${(error as Error).message}`);
     }
   }
-  for (const name of Object.keys(env)) {
-    if (name.startsWith("NUNCIO_") && !KNOWN_NAMES.has(name)) faults.push(`${name} is not a setting; is it misspelt?`);
-  }
   const config = values as Config;
   if (faults.length === 0) faults.push(...findContradictions(config, reader));
   if (faults.length > 0) throw new SettingsError(faults);
@@ -256,6 +253,11 @@ export function readConfig(env: NodeJS.ProcessEnv, reader: Process): Config {
 
 /** Set by `npm start` for its children; no setting of anybody else's. */
 export const EXIT_WITH_PARENT = "NUNCIO_EXIT_WITH_PARENT";
+
+/** Names that look like ours and are not: misspelt, or of another version. Worth a warning, not a refusal to start. */
+export function findUnknownSettings(env: NodeJS.ProcessEnv): string[] {
+  return Object.keys(env).filter((name) => name.startsWith("NUNCIO_") && !KNOWN_NAMES.has(name));
+}
 
 const KNOWN_NAMES = new Set([...Object.values(SETTINGS).map(({ name }) => name), EXIT_WITH_PARENT]);
 

@@ -1,4 +1,4 @@
-import { type Config, EXIT_BAD_SETTINGS, readConfig, SettingsError } from "./config.ts";
+import { type Config, EXIT_BAD_SETTINGS, findUnknownSettings, readConfig, SettingsError } from "./config.ts";
 import { SecretKeyError } from "./core/encryption.ts";
 import { createLogger, type Logger } from "./logger.ts";
 import { exitWithParent } from "./supervisor.ts";
@@ -25,6 +25,8 @@ export async function runProcess(
   try {
     const config = readConfig(process.env, name);
     logger = createLogger(name, config.logLevel);
+    const unknown = findUnknownSettings(process.env);
+    if (unknown.length > 0) logger.warn({ unknown }, "settings.unknown");
     await run(config, logger, listenForStop(logger));
     process.exit(0);
   } catch (error) {

@@ -577,6 +577,7 @@ describe("target URLs", () => {
     ["https://example.com\\@127.0.0.1/", UNSEEN],
     [`https://example.com/${"a".repeat(2029)}`, TOO_LONG],
     [`https://example.com/${"é".repeat(400)}`, TOO_LONG],
+    [`https://example.com/${"a/../".repeat(500)}`, TOO_LONG],
   ])("[B16] refuses %j", (url, reason) => {
     expect(judgeTargetUrl(url, PUBLIC_ONLY)).toEqual({ kind: "refused", reason });
   });

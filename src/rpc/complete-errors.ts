@@ -1,0 +1,172 @@
+import type { DescMethod, JsonValue } from "@bufbuild/protobuf";
+import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
+import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { errorFromJsonBytes, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
+import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
+import type { Fault, Reason } from "../core/errors.ts";
+import { detailedError } from "./interceptors/translate-errors.ts";
+import { findJsonFaults } from "./json-faults.ts";
+
+/**
+ * Gives details to the errors that Connect makes by itself, before any interceptor: bytes that do not parse, requests
+ * that are too large, deadlines. Without this they would carry a bare message (connect-es has no hook there).
+ * Call it after the routes are registered; it wraps each handler, for every protocol.
+ */
+export function completeErrors(router: ConnectRouter): void {
+  router.handlers.forEach((handler, i) => {
+    router.handlers[i] = Object.assign((request: UniversalServerRequest) => answerCompletely(handler, request), {
+      protocolNames: handler.protocolNames,
+      allowedMethods: handler.allowedMethods,
+      requestPath: handler.requestPath,
+      service: handler.service,
+      method: handler.method,
+      supportedContentType: handler.supportedContentType,
+    });
+  });
+}
+
+async function answerCompletely(
+  handler: UniversalHandler,
+  request: UniversalServerRequest,
+): Promise<UniversalServerResponse> {
+  const contentType = request.header.get("content-type") ?? "";
+  const read = new KeptBody(request.body, isPlainJson(request.header));
+  const response = await handler({ ...request, body: read.body });
+  const complete = (error: ConnectError) => completed(error, handler.method, read.json());
+  if (contentType.startsWith("application/grpc-web")) {
+    return { ...response, body: completeLastEnvelope(bytesOf(response.body), complete) };
+  }
+  if (contentType.startsWith("application/grpc")) {
+    return { ...response, body: completeTrailer(bytesOf(response.body), response.trailer, complete) };
+  }
+  return response.status >= 400 ? completeUnary(response, complete) : response;
+}
+
+/** Reasons for the codes that Connect itself answers with. */
+const REASONS: Partial<Record<Code, Reason>> = {
+  [Code.InvalidArgument]: "MALFORMED_REQUEST",
+  [Code.ResourceExhausted]: "REQUEST_TOO_LARGE",
+  [Code.Unimplemented]: "RPC_NOT_FOUND",
+  [Code.DeadlineExceeded]: "CALL_ENDED",
+  [Code.Canceled]: "CALL_ENDED",
+  [Code.Internal]: "INTERNAL",
+};
+
+/** The error with details, or undefined if it has some, or is none of those that we know the reason of. */
+function completed(error: ConnectError, method: DescMethod, json: JsonValue | undefined): ConnectError | undefined {
+  const reason = REASONS[error.code];
+  if (error.details.length > 0 || reason === undefined) return undefined;
+  if (reason !== "MALFORMED_REQUEST") return detailedError(error.code, error.rawMessage, reason);
+  const faults: Fault[] = json === undefined ? [] : findJsonFaults(method.input, json);
+  if (faults.length === 0) return detailedError(error.code, error.rawMessage, "MALFORMED_REQUEST");
+  const named = faults.slice(0, 3).map(({ path, description }) => `${path}: ${description}`);
+  return detailedError(error.code, named.join("; "), "INVALID_REQUEST", { faults });
+}
+
+async function completeUnary(
+  response: UniversalServerResponse,
+  complete: (error: ConnectError) => ConnectError | undefined,
+): Promise<UniversalServerResponse> {
+  if (!response.header?.get("content-type")?.startsWith("application/json")) return response;
+  const bytes = Buffer.concat(await Array.fromAsync(bytesOf(response.body)));
+  const error = errorFromJsonBytes(bytes, undefined, new ConnectError("the answer is no error", Code.Unknown));
+  const better = complete(error);
+  const body = better === undefined ? bytes : errorToJsonBytes(better, undefined);
+  const header = new Headers(response.header);
+  header.set("content-length", String(body.byteLength));
+  return { ...response, header, body: once(body) };
+}
+
+async function* completeTrailer(
+  body: AsyncIterable<Uint8Array>,
+  trailer: Headers | undefined,
+  complete: (error: ConnectError) => ConnectError | undefined,
+): AsyncGenerator<Uint8Array> {
+  yield* body;
+  const error = trailer && findTrailerError(trailer);
+  const better = error && complete(error);
+  if (better) setTrailerStatus(trailer, better);
+}
+
+/** In gRPC-Web the trailer is the last envelope of the body, flagged in its first byte. */
+async function* completeLastEnvelope(
+  body: AsyncIterable<Uint8Array>,
+  complete: (error: ConnectError) => ConnectError | undefined,
+): AsyncGenerator<Uint8Array> {
+  for await (const chunk of body) {
+    yield (chunk[0] ?? 0) & TRAILER_FLAG ? completeEnvelope(chunk, complete) : chunk;
+  }
+}
+
+const TRAILER_FLAG = 0x80;
+const ENVELOPE_HEAD = 5;
+
+function completeEnvelope(
+  envelope: Uint8Array,
+  complete: (error: ConnectError) => ConnectError | undefined,
+): Uint8Array {
+  const trailer = new Headers();
+  for (const line of Buffer.from(envelope.subarray(ENVELOPE_HEAD)).toString("utf8").split("\r\n")) {
+    const colon = line.indexOf(":");
+    if (colon > 0) trailer.append(line.slice(0, colon).trim(), line.slice(colon + 1).trim());
+  }
+  const error = findTrailerError(trailer);
+  const better = error && complete(error);
+  if (!better) return envelope;
+  setTrailerStatus(trailer, better);
+  const text = Buffer.from([...trailer].map(([name, value]) => `${name}: ${value}\r\n`).join(""));
+  const head = Buffer.alloc(ENVELOPE_HEAD);
+  head[0] = envelope[0] as number;
+  head.writeUInt32BE(text.length, 1);
+  return Buffer.concat([head, text]);
+}
+
+/** A request body that remembers what passed through it, if that was JSON: for the case that it is refused. */
+class KeptBody {
+  readonly body: UniversalServerRequest["body"];
+  readonly #chunks: Uint8Array[] = [];
+  readonly #keep: boolean;
+
+  constructor(body: UniversalServerRequest["body"], keep: boolean) {
+    this.#keep = keep;
+    this.body = keep && isByteStream(body) ? this.#remember(body) : body;
+  }
+
+  json(): JsonValue | undefined {
+    if (!this.#keep) return undefined;
+    try {
+      return JSON.parse(Buffer.concat(this.#chunks).toString("utf8")) as JsonValue;
+    } catch (error) {
+      if (error instanceof SyntaxError) return undefined;
+      throw error;
+    }
+  }
+
+  async *#remember(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+    for await (const chunk of body) {
+      this.#chunks.push(chunk);
+      yield chunk;
+    }
+  }
+}
+
+function isPlainJson(header: Headers): boolean {
+  const encoding = header.get("content-encoding");
+  return (header.get("content-type") ?? "").startsWith("application/json") && (encoding ?? "identity") === "identity";
+}
+
+function isByteStream(body: unknown): body is AsyncIterable<Uint8Array> {
+  return typeof body === "object" && body !== null && Symbol.asyncIterator in body;
+}
+
+function bytesOf(body: UniversalServerResponse["body"]): AsyncIterable<Uint8Array> {
+  return isByteStream(body) ? body : none();
+}
+
+async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
+  yield bytes;
+}
+
+async function* none(): AsyncGenerator<Uint8Array> {
+  yield* [];
+}

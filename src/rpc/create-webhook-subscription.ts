@@ -1,0 +1,61 @@
+import { hash } from "node:crypto";
+import { create } from "@bufbuild/protobuf";
+import canonicalize from "canonicalize";
+import {
+  type CreateWebhookSubscriptionRequest,
+  type CreateWebhookSubscriptionResponse,
+  CreateWebhookSubscriptionResponseSchema,
+} from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
+import { type Fault, UnimplementedError } from "../core/errors.ts";
+import { toUuid, type Uuid } from "../core/ids.ts";
+import { Secret } from "../core/secret.ts";
+import { formatSigningSecret, SIGNING_SECRET_BYTES } from "../core/signature.ts";
+import { checkSubscription, type SubscriptionSpec } from "../core/subscription.ts";
+import { whileAvailable } from "../store/database.ts";
+import { createSubscription } from "../store/subscriptions.ts";
+import { fromSubscription, toSubscriptionSpec } from "./convert.ts";
+import type { RpcDependencies } from "./dependencies.ts";
+import { checkRequest } from "./request-checks.ts";
+
+const REQUEST_ID_PATTERN = /^[A-Za-z0-9_:-]{0,64}$/;
+
+export function createWebhookSubscription(deps: RpcDependencies) {
+  return async (request: CreateWebhookSubscriptionRequest): Promise<CreateWebhookSubscriptionResponse> => {
+    const spec = readSpec(deps, request);
+    const made = await whileAvailable(() =>
+      createSubscription(deps.orm, deps.box, request.tenantId, {
+        spec,
+        subscriptionUuid: toUuid(deps.newUuidV7()) as Uuid,
+        signingSecret: new Secret(formatSigningSecret(deps.randomBytes(SIGNING_SECRET_BYTES))),
+        request: request.requestId === "" ? undefined : { id: request.requestId, contentHash: hashSpec(spec) },
+        maxPerTenant: deps.maxSubscriptionsPerTenant,
+      }),
+    );
+    return create(CreateWebhookSubscriptionResponseSchema, {
+      webhookSubscription: fromSubscription(made.subscription),
+      signingSecret: made.signingSecret.reveal(),
+    });
+  };
+}
+
+function readSpec(deps: RpcDependencies, request: CreateWebhookSubscriptionRequest): SubscriptionSpec {
+  const faults: Fault[] = [];
+  const path = "webhook_subscription";
+  const wire = request.webhookSubscription;
+  const spec = wire && toSubscriptionSpec(wire, path, faults);
+  if (spec === undefined) faults.push({ path, description: "is required" });
+  else checkSubscription(spec, deps.addressPolicy, path, faults);
+  if (!REQUEST_ID_PATTERN.test(request.requestId)) {
+    faults.push({ path: "request_id", description: "must be 1–64 of A-Za-z0-9_:-" });
+  }
+  checkRequest(request, { faults });
+  if (spec?.ordering === "PER_USER") {
+    throw new UnimplementedError("ORDERING_NOT_SUPPORTED", `${path}.ordering: PER_USER is not served yet; use NONE`);
+  }
+  return spec as SubscriptionSpec;
+}
+
+/** What the caller chose, header values included: a secret in a header is kept as part of a hash only. */
+function hashSpec(spec: SubscriptionSpec): Buffer {
+  return hash("sha256", canonicalize(spec) as string, "buffer");
+}

@@ -1,0 +1,21 @@
+import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
+import type { AddressPolicy } from "../core/address-policy.ts";
+import type { SecretBox } from "../core/encryption.ts";
+import type { GroupCommit } from "../store/outbox/group-commit.ts";
+import type { WakeUp } from "../store/outbox/wake-up.ts";
+
+/** What the handlers need, built once in `server.ts`. */
+export type RpcDependencies = {
+  readonly orm: PostgresJsDatabase;
+  readonly groupCommit: GroupCommit;
+  readonly wakeUp: WakeUp;
+  readonly box: SecretBox;
+  readonly addressPolicy: AddressPolicy;
+  readonly userAttributeKeys: ReadonlySet<string>;
+  readonly maxEventBytes: number;
+  readonly maxSubscriptionsPerTenant: number;
+  /** Milliseconds since 1970. */
+  readonly now: () => number;
+  readonly randomBytes: (count: number) => Buffer;
+  readonly newUuidV7: () => string;
+};

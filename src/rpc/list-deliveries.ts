@@ -1,0 +1,63 @@
+import { create } from "@bufbuild/protobuf";
+import {
+  type ListDeliveriesRequest,
+  type ListDeliveriesResponse,
+  ListDeliveriesResponseSchema,
+} from "../../gen/nuncio/v1/delivery_service_pb.ts";
+import type { Fault } from "../core/errors.ts";
+import { parseSubscriptionId, toUuid } from "../core/ids.ts";
+import { toEpochMs } from "../core/instant.ts";
+import { effectivePageSize, formatPageToken, parsePageToken } from "../core/page-token.ts";
+import { whileAvailable } from "../store/database.ts";
+import { type DeliveryFilter, listDeliveries as readDeliveries } from "../store/deliveries.ts";
+import { fromDelivery, toDeliveryStates, toEventTypes } from "./convert.ts";
+import type { RpcDependencies } from "./dependencies.ts";
+import { checkPageSize, checkRequest } from "./request-checks.ts";
+
+export function listDeliveries(deps: RpcDependencies) {
+  return async (request: ListDeliveriesRequest): Promise<ListDeliveriesResponse> => {
+    const filter = readFilter(request);
+    const list = ["deliveries", request.tenantId, filter];
+    const after = request.pageToken === "" ? undefined : parsePageToken(list, request.pageToken, 2).map(toUuid);
+    const limit = effectivePageSize(request.pageSize);
+    const place = after && {
+      eventKey: after[0] as ReturnType<typeof toUuid>,
+      subscription: after[1] as ReturnType<typeof toUuid>,
+    };
+
+    // One more than asked for tells whether there is another page.
+    const found = await whileAvailable(() =>
+      readDeliveries(deps.orm, request.tenantId, filter, { after: place, limit: limit + 1 }),
+    );
+    const page = found.slice(0, limit);
+    const last = page.at(-1);
+    return create(ListDeliveriesResponseSchema, {
+      deliveries: page.map((delivery) => fromDelivery(delivery)),
+      nextPageToken: found.length > limit && last ? formatPageToken(list, [last.eventKey, last.subscription]) : "",
+    });
+  };
+}
+
+function readFilter(request: ListDeliveriesRequest): DeliveryFilter {
+  const faults: Fault[] = [];
+  checkPageSize(request.pageSize, faults);
+  const subscription = request.subscriptionId === "" ? undefined : parseSubscriptionId(request.subscriptionId);
+  if (request.subscriptionId !== "" && subscription === undefined) {
+    faults.push({ path: "subscription_id", description: "is no subscription id, which begins with sub_" });
+  }
+  for (const field of ["event_id", "user_id"] as const) {
+    const value = field === "event_id" ? request.eventId : request.userId;
+    if (value.length > 128) faults.push({ path: field, description: "must have at most 128 characters" });
+  }
+  const filter = {
+    subscription,
+    states: toDeliveryStates(request.states, "states", faults),
+    eventTypes: toEventTypes(request.eventTypes, "event_types", faults),
+    eventId: request.eventId === "" ? undefined : request.eventId,
+    userId: request.userId === "" ? undefined : request.userId,
+    createdFromMs: request.createTimeAfter && toEpochMs(request.createTimeAfter),
+    createdBeforeMs: request.createTimeBefore && toEpochMs(request.createTimeBefore),
+  };
+  checkRequest(request, { faults });
+  return filter;
+}

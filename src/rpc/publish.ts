@@ -1,0 +1,86 @@
+import { create } from "@bufbuild/protobuf";
+import type { HandlerContext } from "@connectrpc/connect";
+import type { Event as WireEvent } from "../../gen/nuncio/v1/event_pb.ts";
+import {
+  type PublishRequest,
+  type PublishResponse,
+  PublishResponseSchema,
+} from "../../gen/nuncio/v1/event_service_pb.ts";
+import { hashContent } from "../core/content-hash.ts";
+import { AlreadyExistsError, type Fault, InvalidArgumentError, invalidArgument } from "../core/errors.ts";
+import { type AcceptedEvent, checkEvent, toEventTypeCode } from "../core/event.ts";
+import { bodyByteLength, renderBodyTail } from "../core/event-body.ts";
+import { toInstant } from "../core/instant.ts";
+import type { AppendResult, AppendRow } from "../store/outbox/append.ts";
+import { refuseUnknownFields, toEventDraft } from "./convert.ts";
+import type { RpcDependencies } from "./dependencies.ts";
+
+/** Turns one event into a row, appends it with whatever else is waiting, and answers after the commit. */
+export function publish(deps: RpcDependencies) {
+  return async (request: PublishRequest, context: HandlerContext): Promise<PublishResponse> => {
+    const unknown: Fault[] = [];
+    refuseUnknownFields(request, "", unknown);
+    const row = toAppendRow(deps, request.event, "event", traceparentOf(context), unknown);
+    const [result] = await deps.groupCommit.publish([row]);
+    return toPublishResponse(row, result as AppendResult);
+  };
+}
+
+/** The row for an event, or INVALID_ARGUMENT with all that is wrong with it. `path` is where it stands in the request. */
+export function toAppendRow(
+  deps: RpcDependencies,
+  event: WireEvent | undefined,
+  path: string,
+  traceparent: string | undefined,
+  faults: Fault[] = [],
+): AppendRow {
+  if (event === undefined) throw invalidArgument("INVALID_EVENT", [...faults, { path, description: "is required" }]);
+  const draft = toEventDraft(event, path, faults);
+  faults.push(...checkEvent(draft, deps.userAttributeKeys, path));
+  if (faults.length > 0) throw invalidArgument("INVALID_EVENT", withoutEchoes(faults));
+
+  const accepted = {
+    ...draft,
+    id: draft.id ?? `evt_${deps.newUuidV7()}`,
+    occurTime: draft.occurTime ?? toInstant(deps.now()),
+  } as AcceptedEvent;
+  const bodyTail = renderBodyTail(accepted);
+  if (bodyByteLength(bodyTail) > deps.maxEventBytes) {
+    throw new InvalidArgumentError("EVENT_TOO_LARGE", `${path}: exceeds ${deps.maxEventBytes} bytes`, {
+      faults: [{ path, description: `must be at most ${deps.maxEventBytes} bytes as the body that receivers get` }],
+    });
+  }
+  return {
+    tenantId: accepted.tenantId,
+    eventId: accepted.id,
+    eventTypeCode: toEventTypeCode(accepted.type),
+    userId: accepted.user.id,
+    contentHash: hashContent(draft),
+    traceparent,
+    bodyTail,
+  };
+}
+
+/** An unknown value is reported once, as unknown, and not again as missing. */
+function withoutEchoes(faults: readonly Fault[]): Fault[] {
+  return faults.filter(({ path }, i) => faults.findIndex((fault) => fault.path === path) === i);
+}
+
+export function toPublishResponse(row: AppendRow, result: AppendResult): PublishResponse {
+  if (result.kind === "conflict") {
+    throw new AlreadyExistsError("EVENT_ID_REUSED", `event id ${row.eventId} stands for other content in this tenant`);
+  }
+  return create(PublishResponseSchema, {
+    eventId: row.eventId,
+    duplicate: result.kind === "duplicate",
+    deliveries: result.kind === "appended" ? result.deliveries : 0,
+  });
+}
+
+const TRACEPARENT = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/;
+
+/** The publisher's trace (W3C Trace Context); anything malformed is as good as none. */
+export function traceparentOf(context: Pick<HandlerContext, "requestHeader">): string | undefined {
+  const traceparent = context.requestHeader.get("traceparent");
+  return traceparent !== null && TRACEPARENT.test(traceparent) ? traceparent : undefined;
+}

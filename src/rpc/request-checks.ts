@@ -1,0 +1,44 @@
+import type { Message } from "@bufbuild/protobuf";
+import { type Fault, invalidArgument, NotFoundError, type Reason } from "../core/errors.ts";
+import { parseSubscriptionId, type Uuid } from "../core/ids.ts";
+import { checkTenantId } from "../core/text.ts";
+import { refuseUnknownFields } from "./convert.ts";
+
+type TenantRequest = Message & { readonly tenantId: string };
+
+/** Longer than any id that we give out or accept: bounds what a look-up is asked. */
+const MAX_ID = 128;
+
+/** The checks that every request about one tenant has in common, beside those that the RPC has found itself. */
+export function checkRequest<R extends TenantRequest>(
+  request: R,
+  { required = [], faults = [] }: { required?: readonly (keyof R & string)[]; faults?: readonly Fault[] } = {},
+): void {
+  const all: Fault[] = [];
+  refuseUnknownFields(request, "", all);
+  checkTenantId(request.tenantId, "tenant_id", all);
+  for (const field of required) {
+    const value = request[field];
+    if (value === "") all.push({ path: field, description: "is required" });
+    else if (typeof value === "string" && value.length > MAX_ID) {
+      all.push({ path: field, description: `must have at most ${MAX_ID} characters` });
+    }
+  }
+  all.push(...faults);
+  if (all.length > 0) throw invalidArgument("INVALID_REQUEST", all);
+}
+
+/** The UUID in a subscription's id. Text that is no such id names nothing: NOT_FOUND, like an id of another tenant. */
+export function toSubscriptionUuid(id: string): Uuid {
+  const uuid = parseSubscriptionId(id);
+  if (uuid === undefined) throw notFound("SUBSCRIPTION_NOT_FOUND", "subscription");
+  return uuid;
+}
+
+export function notFound(reason: Reason, what: string): NotFoundError {
+  return new NotFoundError(reason, `there is no such ${what} in this tenant`);
+}
+
+export function checkPageSize(pageSize: number, faults: Fault[]): void {
+  if (pageSize < 0) faults.push({ path: "page_size", description: "must not be negative" });
+}

@@ -1,0 +1,85 @@
+import type { ConnectRouter, ConnectRouterOptions } from "@connectrpc/connect";
+import { file_grpc_health_v1_health, Health } from "../../gen/grpc/health/v1/health_pb.ts";
+import { file_grpc_reflection_v1_reflection, ServerReflection } from "../../gen/grpc/reflection/v1/reflection_pb.ts";
+import { DeliveryService, file_nuncio_v1_delivery_service } from "../../gen/nuncio/v1/delivery_service_pb.ts";
+import { file_nuncio_v1_error_reason } from "../../gen/nuncio/v1/error_reason_pb.ts";
+import { EventService, file_nuncio_v1_event_service } from "../../gen/nuncio/v1/event_service_pb.ts";
+import {
+  file_nuncio_v1_webhook_subscription_service,
+  WebhookSubscriptionService,
+} from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
+import type { Secret } from "../core/secret.ts";
+import type { Logger } from "../logger.ts";
+import { batchPublish } from "./batch-publish.ts";
+import { completeErrors } from "./complete-errors.ts";
+import { createWebhookSubscription } from "./create-webhook-subscription.ts";
+import { deleteWebhookSubscription } from "./delete-webhook-subscription.ts";
+import type { RpcDependencies } from "./dependencies.ts";
+import { getDelivery } from "./get-delivery.ts";
+import { getEvent } from "./get-event.ts";
+import { getWebhookSubscription } from "./get-webhook-subscription.ts";
+import { healthService } from "./health.ts";
+import { createGate } from "./interceptors/authenticate.ts";
+import { logCalls } from "./interceptors/log-calls.ts";
+import { translateErrors } from "./interceptors/translate-errors.ts";
+import { listDeliveries } from "./list-deliveries.ts";
+import { listWebhookSubscriptions } from "./list-webhook-subscriptions.ts";
+import { pauseWebhookSubscription } from "./pause-webhook-subscription.ts";
+import { publish } from "./publish.ts";
+import { reflectionService } from "./reflection.ts";
+import { resumeWebhookSubscription } from "./resume-webhook-subscription.ts";
+
+/** Every RPC, registered once for every protocol. */
+export function registerRoutes(
+  deps: RpcDependencies,
+  { isServing, reflection }: { isServing: () => boolean; reflection: boolean },
+): (router: ConnectRouter) => void {
+  return (router) => {
+    router.service(EventService, {
+      publish: publish(deps),
+      batchPublish: batchPublish(deps),
+      getEvent: getEvent(deps),
+    });
+    router.service(WebhookSubscriptionService, {
+      createWebhookSubscription: createWebhookSubscription(deps),
+      getWebhookSubscription: getWebhookSubscription(deps),
+      listWebhookSubscriptions: listWebhookSubscriptions(deps),
+      deleteWebhookSubscription: deleteWebhookSubscription(deps),
+      pauseWebhookSubscription: pauseWebhookSubscription(deps),
+      resumeWebhookSubscription: resumeWebhookSubscription(deps),
+    });
+    router.service(DeliveryService, { listDeliveries: listDeliveries(deps), getDelivery: getDelivery(deps) });
+    router.service(Health, healthService(isServing, SERVICES));
+    if (reflection) router.service(ServerReflection, reflectionService(FILES));
+    completeErrors(router);
+  };
+}
+
+const SERVICES = [EventService, WebhookSubscriptionService, DeliveryService].map((service) => service.typeName);
+
+const FILES = [
+  file_nuncio_v1_event_service,
+  file_nuncio_v1_webhook_subscription_service,
+  file_nuncio_v1_delivery_service,
+  file_nuncio_v1_error_reason,
+  file_grpc_health_v1_health,
+  file_grpc_reflection_v1_reflection,
+];
+
+/** The frame around every call: who may call, how much may be sent, what an error looks like. */
+export function routerOptions(options: {
+  readonly operatorKey: Secret;
+  readonly maxRequestBytes: number;
+  readonly logger: Logger;
+  readonly nowMs: () => number;
+  readonly shutdownSignal?: AbortSignal;
+}): ConnectRouterOptions {
+  const { operatorKey, maxRequestBytes, logger, nowMs, shutdownSignal } = options;
+  return {
+    readMaxBytes: maxRequestBytes,
+    jsonOptions: { ignoreUnknownFields: false },
+    requestGate: createGate(operatorKey),
+    interceptors: [logCalls(logger, nowMs), translateErrors(logger)],
+    ...(shutdownSignal ? { shutdownSignal } : {}),
+  };
+}

@@ -1,0 +1,182 @@
+import { ResourceExhaustedError, UnavailableError } from "../../core/errors.ts";
+import { isTransient } from "../database.ts";
+import type { AppendResult, AppendRow } from "./append.ts";
+
+export type GroupCommitOptions = {
+  /** Stores rows in one transaction: `appendEvents` on a pool with at least `writers` connections. */
+  readonly append: (rows: readonly AppendRow[]) => Promise<AppendResult[]>;
+  /** Called after a commit with the lanes that have something due now. */
+  readonly onCommitted: (lanes: readonly number[]) => void;
+  readonly writers: number;
+  /** Rows after which a group takes no further call. One call is never split: its events keep their order. */
+  readonly groupRows: number;
+  readonly maxQueuedRows: number;
+  readonly maxQueuedBytes: number;
+  /** How long a call waits for its commit before it is answered UNAVAILABLE. */
+  readonly timeoutMs: number;
+};
+
+type Call = {
+  readonly rows: readonly AppendRow[];
+  readonly bytes: number;
+  readonly resolve: (results: AppendResult[]) => void;
+  readonly reject: (error: unknown) => void;
+};
+
+const BUSY_RETRY_AFTER_MS = 250;
+const UNAVAILABLE_RETRY_AFTER_MS = 1_000;
+
+/**
+ * Lets concurrent publishes share a commit: while a transaction is on its way, calls gather for the next one; when none
+ * is, a call goes at once. A call resolves after its commit, so what it resolves with is durable; one that rejects as
+ * UNAVAILABLE may have been stored, and is told apart by asking again with the same ids.
+ */
+export class GroupCommit {
+  readonly #options: GroupCommitOptions;
+  #queue: Call[] = [];
+  #queuedRows = 0;
+  #queuedBytes = 0;
+  #writing = 0;
+  #scheduled = false;
+
+  constructor(options: GroupCommitOptions) {
+    this.#options = options;
+  }
+
+  /** The results in the order of the rows. Rows with the same (tenant, id) are one event: the first one counts. */
+  publish(rows: readonly AppendRow[]): Promise<AppendResult[]> {
+    const bytes = rows.reduce((sum, row) => sum + row.bodyTail.length, 0);
+    const { maxQueuedRows, maxQueuedBytes, timeoutMs } = this.#options;
+    if (this.#queuedRows + rows.length > maxQueuedRows || this.#queuedBytes + bytes > maxQueuedBytes) {
+      const message = "too many events are waiting for a commit; try again";
+      throw new ResourceExhaustedError("SERVER_BUSY", message, { retryAfterMs: BUSY_RETRY_AFTER_MS });
+    }
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(unavailable(undefined)), timeoutMs);
+      const settle =
+        <T>(end: (value: T) => void) =>
+        (value: T) => {
+          clearTimeout(timer);
+          end(value);
+        };
+      this.#queue.push({ rows, bytes, resolve: settle(resolve), reject: settle(reject) });
+      this.#queuedRows += rows.length;
+      this.#queuedBytes += bytes;
+      this.#schedule();
+    });
+  }
+
+  /** Not at once, but after whatever else this turn of the event loop brings: that may join. */
+  #schedule(): void {
+    if (this.#scheduled || this.#writing >= this.#options.writers || this.#queue.length === 0) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      void this.#writeNext();
+    });
+  }
+
+  async #writeNext(): Promise<void> {
+    const group = this.#takeGroup();
+    if (group.length === 0) return;
+    this.#writing += 1;
+    this.#schedule();
+    await this.#write(group);
+    this.#writing -= 1;
+    this.#schedule();
+  }
+
+  /** Calls from the front of the queue, as many as fit; one that shares an event with the group waits for the next. */
+  #takeGroup(): Call[] {
+    const group: Call[] = [];
+    const sharing: Call[] = [];
+    const taken = new Set<string>();
+    let rows = 0;
+    let seen = 0;
+    for (const call of this.#queue) {
+      if (rows > 0 && rows + call.rows.length > this.#options.groupRows) break;
+      seen += 1;
+      const keys = call.rows.map(keyOf);
+      const shares = keys.some((key) => taken.has(key));
+      for (const key of keys) taken.add(key);
+      if (shares) {
+        sharing.push(call);
+        continue;
+      }
+      group.push(call);
+      rows += call.rows.length;
+      this.#queuedRows -= call.rows.length;
+      this.#queuedBytes -= call.bytes;
+    }
+    this.#queue = [...sharing, ...this.#queue.slice(seen)];
+    return group;
+  }
+
+  async #write(group: readonly Call[]): Promise<void> {
+    const firsts = group.map((call) => withoutRepetitions(call.rows));
+    try {
+      const results = await this.#options.append(firsts.flat());
+      this.#options.onCommitted(results.flatMap((result) => (result.kind === "appended" ? result.lanes : [])));
+      let next = 0;
+      for (const [i, call] of group.entries()) {
+        const count = firsts[i]?.length ?? 0;
+        call.resolve(spread(call.rows, results.slice(next, next + count)));
+        next += count;
+      }
+    } catch (error) {
+      await this.#fail(group, error);
+    }
+  }
+
+  /** Trouble with Postgres fails the group; a row that Postgres refuses fails its own call only. */
+  async #fail(group: readonly Call[], error: unknown): Promise<void> {
+    if (isTransient(error)) {
+      for (const call of group) call.reject(unavailable(error));
+    } else if (group.length === 1) {
+      group[0]?.reject(error);
+    } else {
+      const half = Math.ceil(group.length / 2);
+      await this.#write(group.slice(0, half));
+      await this.#write(group.slice(half));
+    }
+  }
+}
+
+function keyOf(row: AppendRow): string {
+  return `${row.tenantId}/${row.eventId}`;
+}
+
+/** The rows of a call without repetitions of a (tenant, id). */
+function withoutRepetitions(rows: readonly AppendRow[]): readonly AppendRow[] {
+  if (rows.length === 1) return rows;
+  const firsts = new Map<string, AppendRow>();
+  for (const row of rows) if (!firsts.has(keyOf(row))) firsts.set(keyOf(row), row);
+  return [...firsts.values()];
+}
+
+/**
+ * Results of the rows without repetitions → results of all. A repetition of the same content is a duplicate of the first
+ * (or a conflict like it), other content under the same id is a conflict whatever became of the first.
+ */
+function spread(rows: readonly AppendRow[], results: readonly AppendResult[]): AppendResult[] {
+  if (rows.length === results.length) return [...results];
+  const firsts = new Map<string, { contentHash: Buffer; repetition: AppendResult }>();
+  let next = 0;
+  return rows.map((row) => {
+    const first = firsts.get(keyOf(row));
+    if (first === undefined) {
+      const result = results[next++] as AppendResult;
+      const repetition: AppendResult = result.kind === "appended" ? { kind: "duplicate" } : result;
+      firsts.set(keyOf(row), { contentHash: row.contentHash, repetition });
+      return result;
+    }
+    return first.contentHash.equals(row.contentHash) ? first.repetition : { kind: "conflict" };
+  });
+}
+
+function unavailable(cause: unknown): UnavailableError {
+  return new UnavailableError("STORE_UNAVAILABLE", "the event could not be stored now; try again with the same id", {
+    cause,
+    retryAfterMs: UNAVAILABLE_RETRY_AFTER_MS,
+  });
+}
