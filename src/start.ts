@@ -287,19 +287,19 @@ function entrypoint(name: string): string {
 
 /** The first Ctrl-C drains; the second kills the server and the worker, whose leases then expire. */
 function stopOnSignal(system: System): void {
-  const stop = () => {
-    if (!system.ending.signal.aborted) {
-      system.ending.abort(new Ending(0, "stopped"));
-      return;
-    }
-    say("Stopping hard …");
+  const endFor = (why: string) => {
+    if (!system.ending.signal.aborted) say(`${why}: everything stops`);
+    system.ending.abort(new Ending(0, why));
+  };
+  const stop = (signal: NodeJS.Signals) => {
+    if (!system.ending.signal.aborted) return endFor(signal);
+    say(`${signal} again: the server and the worker are killed`);
     for (const { process } of system.services) void process.stop("SIGKILL", 0);
   };
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, stop);
-  // The launcher is gone, or the terminal is: nobody is left who could stop us.
-  const abandoned = () => system.ending.abort(new Ending(0, "abandoned"));
-  exitWithParent(abandoned);
-  for (const output of [process.stdout, process.stderr]) output.on("error", abandoned);
+  // Nobody is left who could stop us.
+  exitWithParent(() => endFor("The launcher is gone"));
+  for (const output of [process.stdout, process.stderr]) output.on("error", () => endFor("The terminal is gone"));
 }
 
 async function stopAll({ env, services, postgres, ending }: System): Promise<void> {

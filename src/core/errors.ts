@@ -62,3 +62,9 @@ export function invalidArgument(reason: Reason, faults: readonly Fault[]): Inval
   const more = faults.length > named.length ? `; and ${faults.length - named.length} more` : "";
   return new InvalidArgumentError(reason, named.join("; ") + more, { faults });
 }
+
+/** One fault per path, the first: what is reported as unknown is not reported again as missing. */
+export function withoutEchoes(faults: readonly Fault[]): Fault[] {
+  const paths = new Set<string>();
+  return faults.filter(({ path }) => !paths.has(path) && paths.add(path));
+}

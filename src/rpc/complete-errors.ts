@@ -1,38 +1,45 @@
-import type { DescMethod, JsonValue } from "@bufbuild/protobuf";
+import type { JsonValue, Message } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { errorFromJsonBytes, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
-import type { Fault, Reason } from "../core/errors.ts";
+import { type Fault, invalidArgument, type Reason, withoutEchoes } from "../core/errors.ts";
 import { detailedError } from "./interceptors/translate-errors.ts";
-import { findJsonFaults } from "./json-faults.ts";
+import { findJsonFaults, readWhatIsSound } from "./json-faults.ts";
 
 /**
  * Gives details to the errors that Connect makes by itself, before any interceptor: bytes that do not parse, requests
  * that are too large, deadlines. Without this they would carry a bare message (connect-es has no hook there).
  * Call it after the routes are registered; it wraps each handler, for every protocol.
  */
-export function completeErrors(router: ConnectRouter): void {
+export function completeErrors(router: ConnectRouter, judges: Judges): void {
   router.handlers.forEach((handler, i) => {
-    router.handlers[i] = Object.assign((request: UniversalServerRequest) => answerCompletely(handler, request), {
-      protocolNames: handler.protocolNames,
-      allowedMethods: handler.allowedMethods,
-      requestPath: handler.requestPath,
-      service: handler.service,
-      method: handler.method,
-      supportedContentType: handler.supportedContentType,
-    });
+    router.handlers[i] = Object.assign(
+      (request: UniversalServerRequest) => answerCompletely(handler, request, judges),
+      {
+        protocolNames: handler.protocolNames,
+        allowedMethods: handler.allowedMethods,
+        requestPath: handler.requestPath,
+        service: handler.service,
+        method: handler.method,
+        supportedContentType: handler.supportedContentType,
+      },
+    );
   });
 }
+
+/** What an RPC finds wrong with a message, by the RPC's request path, and the reason that it gives for it. */
+export type Judges = ReadonlyMap<string, { readonly reason: Reason; readonly judge: (message: Message) => Fault[] }>;
 
 async function answerCompletely(
   handler: UniversalHandler,
   request: UniversalServerRequest,
+  judges: Judges,
 ): Promise<UniversalServerResponse> {
   const contentType = request.header.get("content-type") ?? "";
   const read = new KeptBody(request.body, isPlainJson(request.header));
   const response = await handler({ ...request, body: read.body });
-  const complete = (error: ConnectError) => completed(error, handler.method, read.json());
+  const complete = (error: ConnectError) => completed(error, handler, read.json(), judges);
   if (contentType.startsWith("application/grpc-web")) {
     return { ...response, body: completeLastEnvelope(bytesOf(response.body), complete) };
   }
@@ -53,14 +60,21 @@ const REASONS: Partial<Record<Code, Reason>> = {
 };
 
 /** The error with details, or undefined if it has some, or is none of those that we know the reason of. */
-function completed(error: ConnectError, method: DescMethod, json: JsonValue | undefined): ConnectError | undefined {
+function completed(
+  error: ConnectError,
+  handler: UniversalHandler,
+  json: JsonValue | undefined,
+  judges: Judges,
+): ConnectError | undefined {
   const reason = REASONS[error.code];
   if (error.details.length > 0 || reason === undefined) return undefined;
-  if (reason !== "MALFORMED_REQUEST") return detailedError(error.code, error.rawMessage, reason);
-  const faults: Fault[] = json === undefined ? [] : findJsonFaults(method.input, json);
-  if (faults.length === 0) return detailedError(error.code, error.rawMessage, "MALFORMED_REQUEST");
-  const named = faults.slice(0, 3).map(({ path, description }) => `${path}: ${description}`);
-  return detailedError(error.code, named.join("; "), "INVALID_REQUEST", { faults });
+  const faults = reason === "MALFORMED_REQUEST" && json !== undefined ? findJsonFaults(handler.method.input, json) : [];
+  if (faults.length === 0 || json === undefined) return detailedError(error.code, error.rawMessage, reason);
+  const judged = judges.get(handler.requestPath);
+  const sound = judged && readWhatIsSound(handler.method.input, json);
+  const all = withoutEchoes([...faults, ...(sound ? judged.judge(sound) : [])]);
+  const refusal = invalidArgument(judged?.reason ?? "INVALID_REQUEST", all);
+  return detailedError(error.code, refusal.message, refusal.reason, { faults: all });
 }
 
 async function completeUnary(

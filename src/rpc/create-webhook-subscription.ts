@@ -39,20 +39,29 @@ export function createWebhookSubscription(deps: RpcDependencies) {
 }
 
 function readSpec(deps: RpcDependencies, request: CreateWebhookSubscriptionRequest): SubscriptionSpec {
+  const spec = request.webhookSubscription && toSubscriptionSpec(request.webhookSubscription, PATH, []);
+  checkRequest(request, { faults: findCreateFaults(deps, request) });
+  if (spec?.ordering === "PER_USER") {
+    throw new UnimplementedError("ORDERING_NOT_SUPPORTED", `${PATH}.ordering: PER_USER is not served yet; use NONE`);
+  }
+  return spec as SubscriptionSpec;
+}
+
+const PATH = "webhook_subscription";
+
+/** All that is wrong with the subscription and the request id. */
+export function findCreateFaults(
+  deps: Pick<RpcDependencies, "addressPolicy">,
+  request: CreateWebhookSubscriptionRequest,
+): Fault[] {
   const faults: Fault[] = [];
-  const path = "webhook_subscription";
   const wire = request.webhookSubscription;
-  const spec = wire && toSubscriptionSpec(wire, path, faults);
-  if (spec === undefined) faults.push({ path, description: "is required" });
-  else checkSubscription(spec, deps.addressPolicy, path, faults);
+  if (wire === undefined) faults.push({ path: PATH, description: "is required" });
+  else checkSubscription(toSubscriptionSpec(wire, PATH, faults), deps.addressPolicy, PATH, faults);
   if (!REQUEST_ID_PATTERN.test(request.requestId)) {
     faults.push({ path: "request_id", description: "must be 1–64 of A-Za-z0-9_:-" });
   }
-  checkRequest(request, { faults });
-  if (spec?.ordering === "PER_USER") {
-    throw new UnimplementedError("ORDERING_NOT_SUPPORTED", `${path}.ordering: PER_USER is not served yet; use NONE`);
-  }
-  return spec as SubscriptionSpec;
+  return faults;
 }
 
 /** What the caller chose, header values included: a secret in a header is kept as part of a hash only. */

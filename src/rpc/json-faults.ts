@@ -4,6 +4,7 @@ import {
   type DescMessage,
   fromJson,
   type JsonValue,
+  type Message,
   ScalarType,
 } from "@bufbuild/protobuf";
 import type { Fault } from "../core/errors.ts";
@@ -19,6 +20,19 @@ export function findJsonFaults(schema: DescMessage, json: JsonValue): Fault[] {
   const faults: Fault[] = [];
   walkMessage(schema, json, "", faults);
   return faults.slice(0, MAX_FAULTS);
+}
+
+/**
+ * What can be read of a JSON request whose form is faulty, so that the rest can be judged in the same answer. Undefined
+ * if nothing can: a value of the wrong kind leaves no message behind.
+ */
+export function readWhatIsSound(schema: DescMessage, json: JsonValue): Message | undefined {
+  try {
+    return fromJson(schema, json, { ignoreUnknownFields: true });
+  } catch (error) {
+    if (error instanceof Error) return undefined;
+    throw error;
+  }
 }
 
 function walkMessage(schema: DescMessage, json: JsonValue, path: string, faults: Fault[]): void {

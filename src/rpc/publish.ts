@@ -7,8 +7,14 @@ import {
   PublishResponseSchema,
 } from "../../gen/nuncio/v1/event_service_pb.ts";
 import { hashContent } from "../core/content-hash.ts";
-import { AlreadyExistsError, type Fault, InvalidArgumentError, invalidArgument } from "../core/errors.ts";
-import { type AcceptedEvent, checkEvent, toEventTypeCode } from "../core/event.ts";
+import {
+  AlreadyExistsError,
+  type Fault,
+  InvalidArgumentError,
+  invalidArgument,
+  withoutEchoes,
+} from "../core/errors.ts";
+import { type AcceptedEvent, checkEvent, type EventDraft, toEventTypeCode } from "../core/event.ts";
 import { bodyByteLength, renderBodyTail } from "../core/event-body.ts";
 import { toInstant } from "../core/instant.ts";
 import type { AppendResult, AppendRow } from "../store/outbox/append.ts";
@@ -34,11 +40,8 @@ export function toAppendRow(
   traceparent: string | undefined,
   faults: Fault[] = [],
 ): AppendRow {
-  if (event === undefined) throw invalidArgument("INVALID_EVENT", [...faults, { path, description: "is required" }]);
-  const draft = toEventDraft(event, path, faults);
-  faults.push(...checkEvent(draft, deps.userAttributeKeys, path));
-  if (faults.length > 0) throw invalidArgument("INVALID_EVENT", withoutEchoes(faults));
-
+  const draft = readEvent(deps, event, path, faults);
+  if (draft === undefined || faults.length > 0) throw invalidArgument("INVALID_EVENT", withoutEchoes(faults));
   const accepted = {
     ...draft,
     id: draft.id ?? `evt_${deps.newUuidV7()}`,
@@ -61,9 +64,20 @@ export function toAppendRow(
   };
 }
 
-/** An unknown value is reported once, as unknown, and not again as missing. */
-function withoutEchoes(faults: readonly Fault[]): Fault[] {
-  return faults.filter(({ path }, i) => faults.findIndex((fault) => fault.path === path) === i);
+/** The event as it was sent, and into `faults` all that keeps it from being published. */
+export function readEvent(
+  deps: Pick<RpcDependencies, "userAttributeKeys">,
+  event: WireEvent | undefined,
+  path: string,
+  faults: Fault[],
+): EventDraft | undefined {
+  if (event === undefined) {
+    faults.push({ path, description: "is required" });
+    return undefined;
+  }
+  const draft = toEventDraft(event, path, faults);
+  faults.push(...checkEvent(draft, deps.userAttributeKeys, path));
+  return draft;
 }
 
 export function toPublishResponse(row: AppendRow, result: AppendResult): PublishResponse {

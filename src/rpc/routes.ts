@@ -3,16 +3,24 @@ import { file_grpc_health_v1_health, Health } from "../../gen/grpc/health/v1/hea
 import { file_grpc_reflection_v1_reflection, ServerReflection } from "../../gen/grpc/reflection/v1/reflection_pb.ts";
 import { DeliveryService, file_nuncio_v1_delivery_service } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import { file_nuncio_v1_error_reason } from "../../gen/nuncio/v1/error_reason_pb.ts";
-import { EventService, file_nuncio_v1_event_service } from "../../gen/nuncio/v1/event_service_pb.ts";
+import type { Event } from "../../gen/nuncio/v1/event_pb.ts";
 import {
+  type BatchPublishRequest,
+  EventService,
+  file_nuncio_v1_event_service,
+  type PublishRequest,
+} from "../../gen/nuncio/v1/event_service_pb.ts";
+import {
+  type CreateWebhookSubscriptionRequest,
   file_nuncio_v1_webhook_subscription_service,
   WebhookSubscriptionService,
 } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
+import type { Fault } from "../core/errors.ts";
 import type { Secret } from "../core/secret.ts";
 import type { Logger } from "../logger.ts";
 import { batchPublish } from "./batch-publish.ts";
-import { completeErrors } from "./complete-errors.ts";
-import { createWebhookSubscription } from "./create-webhook-subscription.ts";
+import { completeErrors, type Judges } from "./complete-errors.ts";
+import { createWebhookSubscription, findCreateFaults } from "./create-webhook-subscription.ts";
 import { deleteWebhookSubscription } from "./delete-webhook-subscription.ts";
 import type { RpcDependencies } from "./dependencies.ts";
 import { getDelivery } from "./get-delivery.ts";
@@ -25,7 +33,7 @@ import { translateErrors } from "./interceptors/translate-errors.ts";
 import { listDeliveries } from "./list-deliveries.ts";
 import { listWebhookSubscriptions } from "./list-webhook-subscriptions.ts";
 import { pauseWebhookSubscription } from "./pause-webhook-subscription.ts";
-import { publish } from "./publish.ts";
+import { publish, readEvent } from "./publish.ts";
 import { reflectionService } from "./reflection.ts";
 import { resumeWebhookSubscription } from "./resume-webhook-subscription.ts";
 
@@ -51,8 +59,38 @@ export function registerRoutes(
     router.service(DeliveryService, { listDeliveries: listDeliveries(deps), getDelivery: getDelivery(deps) });
     router.service(Health, healthService(isServing, SERVICES));
     if (reflection) router.service(ServerReflection, reflectionService(FILES));
-    completeErrors(router);
+    completeErrors(router, judges(deps));
   };
+}
+
+/** Requests of which all faults come back at once, also when already their form is faulty. */
+function judges(deps: RpcDependencies): Judges {
+  const inEvent = (event: Event | undefined, path: string) => {
+    const faults: Fault[] = [];
+    readEvent(deps, event, path, faults);
+    return faults;
+  };
+  return new Map([
+    [
+      "/nuncio.v1.EventService/Publish",
+      { reason: "INVALID_EVENT", judge: (message) => inEvent((message as PublishRequest).event, "event") },
+    ],
+    [
+      "/nuncio.v1.EventService/BatchPublish",
+      {
+        reason: "INVALID_REQUEST",
+        judge: (message) =>
+          (message as BatchPublishRequest).events.flatMap((event, i) => inEvent(event, `events[${i}]`)),
+      },
+    ],
+    [
+      "/nuncio.v1.WebhookSubscriptionService/CreateWebhookSubscription",
+      {
+        reason: "INVALID_REQUEST",
+        judge: (message) => findCreateFaults(deps, message as CreateWebhookSubscriptionRequest),
+      },
+    ],
+  ]);
 }
 
 const SERVICES = [EventService, WebhookSubscriptionService, DeliveryService].map((service) => service.typeName);

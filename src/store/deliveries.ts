@@ -258,11 +258,16 @@ function toDelivery(row: DeliveryRow, tenantId: string): Delivery {
     state: row.state === "ENDED" ? stateOfEnd(endReason as EndReason) : row.state,
     endReason,
     attemptCount: row.attempt,
-    nextAttemptAtMs: row.state === "PENDING" ? (row.next_at_ms ?? undefined) : undefined,
-    expiresAtMs: row.expires_at_ms ?? undefined,
+    nextAttemptAtMs: row.state === "PENDING" ? toWholeMs(row.next_at_ms) : undefined,
+    expiresAtMs: toWholeMs(row.expires_at_ms),
     createdAtMs: uuidV7EpochMs(row.event_key),
-    endedAtMs: row.ended_at_ms ?? undefined,
+    endedAtMs: toWholeMs(row.ended_at_ms),
   };
+}
+
+/** Postgres reckons in microseconds; a Timestamp made of fractions of a millisecond is not a valid one. */
+function toWholeMs(ms: number | null): number | undefined {
+  return ms === null ? undefined : Math.floor(ms);
 }
 
 type AttemptRow = {
@@ -284,7 +289,7 @@ function toAttempt(row: AttemptRow): DeliveryAttempt {
   const phases = { dns: row.dns_ms, connect: row.connect_ms, first_byte: row.first_byte_ms, body: row.body_ms };
   return {
     number: row.number,
-    startedAtMs: row.started_at_ms,
+    startedAtMs: Math.floor(row.started_at_ms),
     durationMs: row.duration_ms,
     phases: Object.fromEntries(Object.entries(phases).filter(([, ms]) => ms !== null)) as PhaseDurations,
     outcome: fromOutcomeCode(row.outcome),

@@ -1,0 +1,87 @@
+import { afterAll } from "vitest";
+import { keepConnections } from "../../src/delivery/connections.ts";
+import { listenForDue } from "../../src/delivery/listen.ts";
+import {
+  type DeliveryLoop,
+  type LoopDependencies,
+  type LoopEvent,
+  startDeliveryLoop,
+} from "../../src/delivery/loop.ts";
+import { createResolver, shareAnswers } from "../../src/delivery/resolver.ts";
+import { cacheTargets } from "../../src/delivery/targets.ts";
+import type { TestDatabase } from "./database.ts";
+import { LOOPBACK_POLICY } from "./service.ts";
+
+export type RunningLoop = DeliveryLoop & {
+  readonly events: LoopEvent[];
+  /** Resolves once the predicate holds, looked at after each event of the loop. */
+  until(predicate: (events: readonly LoopEvent[]) => boolean): Promise<void>;
+  stop(): Promise<void>;
+};
+
+/** The worker's loop in this process, with its listener, on the file's database. */
+export function startLoop(db: TestDatabase, changes: Partial<LoopDependencies> = {}): RunningLoop {
+  const nowMs = () => performance.now();
+  const events: LoopEvent[] = [];
+  const waiting = new Set<() => void>();
+  const connections = keepConnections(nowMs, 2_000);
+  const loop = startDeliveryLoop({
+    sql: db.worker.hot,
+    targets: cacheTargets(db.worker.hot, db.box),
+    resolve: shareAnswers(createResolver(1_000), nowMs),
+    connections,
+    policy: LOOPBACK_POLICY,
+    nowMs,
+    random: Math.random,
+    schedule: [20, 40, 80],
+    requestTimeoutMs: 2_000,
+    maxResponseBytes: 65_536,
+    concurrency: 64,
+    maxInFlight: 16,
+    leaseMs: 25_000,
+    pollIntervalMs: 200,
+    onEvent: (event) => {
+      events.push(event);
+      for (const check of waiting) check();
+    },
+    ...changes,
+  });
+  const listener = listenForDue({
+    url: db.url,
+    role: "nuncio_worker",
+    onDue: (lanes) => loop.wake(lanes),
+    onLost: () => undefined,
+  });
+  let stopped: Promise<void> | undefined;
+  const stop = () => {
+    stopped ??= (async () => {
+      await loop.drain();
+      await Promise.all([listener.close(), connections.close()]);
+    })();
+    return stopped;
+  };
+  afterAll(stop);
+  return {
+    wake: (lanes) => loop.wake(lanes),
+    drain: () => loop.drain(),
+    isHealthy: () => loop.isHealthy(),
+    events,
+    until(predicate) {
+      return new Promise((resolve) => {
+        const check = () => {
+          if (!predicate(events)) return;
+          waiting.delete(check);
+          resolve();
+        };
+        waiting.add(check);
+        check();
+      });
+    },
+    stop,
+  };
+}
+
+/** Attempts of the loop's events, as records. */
+export function attemptsIn(events: readonly LoopEvent[]) {
+  return events.flatMap((event) => (event.kind === "attempted" ? [event] : []));
+}
