@@ -3,7 +3,7 @@
 //   node scripts/generate-go.mjs                    generates
 //   node scripts/generate-go.mjs --check [folder]   compares, changes nothing; exit 1 names every file that differs
 //
-// Needs Go; where it is missing, --check says so and passes, except in CI (CI=true).
+// Needs the Go of clients/go/go.mod; without it --check says so and passes, except in CI (CI=true).
 import { spawnSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -14,13 +14,14 @@ const project = dirname(dirname(fileURLToPath(import.meta.url)));
 const buf = join(project, "node_modules", ".bin", "buf");
 const generatedFolder = join("clients", "go", "gen");
 
+const goFault = findGoFault();
 const [mode, checkedFolder = join(project, generatedFolder), ...rest] = process.argv.slice(2);
 if ((mode !== undefined && mode !== "--check") || rest.length > 0) {
   fail("Usage: generate-go.mjs [--check [folder]]");
-} else if (spawnSync("go", ["version"]).status !== 0) {
+} else if (goFault !== undefined) {
   const isOptional = mode === "--check" && process.env.CI !== "true";
   const say = isOptional ? (line) => process.stdout.write(`${line}\n`) : fail;
-  say(`${generatedFolder} is not ${mode === "--check" ? "checked" : "generated"}: no Go on the PATH`);
+  say(`${generatedFolder} is not ${mode === "--check" ? "checked" : "generated"}: ${goFault}`);
 } else if (mode === "--check") {
   check(checkedFolder);
 } else {
@@ -37,7 +38,9 @@ function check(folder) {
       .filter((name) => expected.get(name) !== found.get(name))
       .sort();
     if (differing.length === 0) return;
-    fail(`${generatedFolder} is not what proto/ generates; run: node scripts/generate-go.mjs\n  ${differing.join("\n  ")}`);
+    fail(
+      `${generatedFolder} is not what proto/ generates; run: node scripts/generate-go.mjs\n  ${differing.join("\n  ")}`,
+    );
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
@@ -62,6 +65,14 @@ function readTree(folder) {
       return [relative(folder, path), readFileSync(path, "utf8")];
     }),
   );
+}
+
+/** Why Go cannot run here, undefined if it can. */
+function findGoFault() {
+  // Unlike `go version`, this also refuses a Go older than go.mod asks for.
+  const { error, status, stderr } = spawnSync("go", ["list", "-m"], { cwd: join(project, "clients", "go"), encoding: "utf8" });
+  if (error?.code === "ENOENT") return "no Go on the PATH";
+  return status === 0 ? undefined : (error?.message ?? stderr.trim());
 }
 
 function fail(message) {

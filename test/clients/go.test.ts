@@ -13,9 +13,10 @@ const run = promisify(execFile);
 const MODULE = join("clients", "go");
 const COMPILING_MS = 180_000;
 
-const hasGo = spawnSync("go", ["version"]).status === 0;
+// Unlike `go version`, this also refuses a Go older than go.mod asks for.
+const hasGo = spawnSync("go", ["list", "-m"], { cwd: MODULE }).status === 0;
 
-describe.skipIf(!hasGo)(`the Go client${hasGo ? "" : " (skipped: no Go on the PATH)"}`, () => {
+describe.skipIf(!hasGo)(`the Go client${hasGo ? "" : " (skipped: no Go of go.mod's version on the PATH)"}`, () => {
   describe("against a running server", () => {
     let server: ChildProcess;
     let address: string;
@@ -42,28 +43,26 @@ describe.skipIf(!hasGo)(`the Go client${hasGo ? "" : " (skipped: no Go on the PA
       await dropDatabase();
     });
 
-    it(
-      "publishes, reads, lists and learns reasons over Connect on HTTP/1.1 and over gRPC on cleartext HTTP/2",
-      { timeout: COMPILING_MS },
-      async () => {
-        const output = await go("test", "-count=1", "-v", "./...", {
-          NUNCIO_TEST_ADDRESS: `http://${address}`,
-          NUNCIO_TEST_OPERATOR_KEY: OPERATOR_KEY,
-        });
+    it("publishes, reads, lists and learns reasons over Connect on HTTP/1.1 and over gRPC on cleartext HTTP/2", {
+      timeout: COMPILING_MS,
+    }, async () => {
+      const output = await go(["test", "-count=1", "-v", "./..."], {
+        NUNCIO_TEST_ADDRESS: `http://${address}`,
+        NUNCIO_TEST_OPERATOR_KEY: OPERATOR_KEY,
+      });
 
-        expect(output).toContain("--- PASS: TestConnectOverHTTP1 ");
-        expect(output).toContain("--- PASS: TestGRPCOverCleartextHTTP2 ");
-      },
-    );
+      expect(output).toContain("--- PASS: TestConnectOverHTTP1 ");
+      expect(output).toContain("--- PASS: TestGRPCOverCleartextHTTP2 ");
+    });
   });
 
   it("is formatted by gofmt and has nothing that go vet minds", { timeout: COMPILING_MS }, async () => {
     expect((await run("gofmt", ["-l", MODULE])).stdout).toBe("");
-    await go("vet", "./...");
+    await go(["vet", "./..."]);
   });
 
   it("has a go.mod and a go.sum that go mod tidy leaves alone", { timeout: COMPILING_MS }, async () => {
-    await go("mod", "tidy", "-diff");
+    await go(["mod", "tidy", "-diff"]);
   });
 
   it("is refused by the staleness check for a changed and an extra file", { timeout: COMPILING_MS }, async () => {
@@ -74,7 +73,10 @@ describe.skipIf(!hasGo)(`the Go client${hasGo ? "" : " (skipped: no Go on the PA
       await writeFile(join(copy, "extra.go"), "package gen\n");
       const check = run(process.execPath, [join("scripts", "generate-go.mjs"), "--check", copy]);
 
-      await expect(check).rejects.toMatchObject({ code: 1, stderr: /\n {2}extra\.go\n {2}nuncio\/v1\/user\.pb\.go\n$/ });
+      await expect(check).rejects.toMatchObject({
+        code: 1,
+        stderr: /\n {2}extra\.go\n {2}nuncio\/v1\/user\.pb\.go\n$/,
+      });
     } finally {
       await rm(copy, { recursive: true });
     }
@@ -82,10 +84,9 @@ describe.skipIf(!hasGo)(`the Go client${hasGo ? "" : " (skipped: no Go on the PA
 });
 
 /** Rejects with everything that Go said when it fails. */
-async function go(...args: [...string[], NodeJS.ProcessEnv] | string[]): Promise<string> {
-  const env = typeof args.at(-1) === "object" ? (args.pop() as unknown as NodeJS.ProcessEnv) : {};
+async function go(args: string[], env: NodeJS.ProcessEnv = {}): Promise<string> {
   try {
-    const { stdout } = await run("go", args as string[], { cwd: MODULE, env: { ...process.env, ...env } });
+    const { stdout } = await run("go", args, { cwd: MODULE, env: { ...process.env, ...env } });
     return stdout;
   } catch (error) {
     const { stdout, stderr } = error as { stdout: string; stderr: string };
