@@ -1,6 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { type Client, Code, ConnectError } from "@connectrpc/connect";
-import { RetryInfoSchema } from "../gen/google/rpc/error_details_pb.ts";
+import { ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.ts";
 import type { EventService } from "../gen/nuncio/v1/event_service_pb.ts";
 import { toMessage, type UserEvent } from "./user-event.ts";
 
@@ -88,20 +88,22 @@ function lose(emission: Emission, why: string): void {
   emission.why = why;
 }
 
+/** The call may have ended before Nuncio did: an HTTP/2 connection whose server is killed gives CANCELED. */
+const UNDECIDED: ReadonlySet<Code> = new Set([Code.Unavailable, Code.DeadlineExceeded, Code.Canceled, Code.Aborted]);
+/** The same, unless it is Nuncio that says so: a connection that breaks in other ways. */
+const UNDECIDED_WITHOUT_REASON: ReadonlySet<Code> = new Set([Code.Internal, Code.Unknown]);
+
 /**
- * How long to wait before the same event is sent again; undefined if that would fail again. Beside what the server
- * itself calls temporary these are the calls whose answer never came: the event may have been stored, and its id makes
- * asking again harmless.
+ * How long to wait before the same event is sent again; undefined if that would fail again. Beside what Nuncio itself
+ * calls temporary these are the calls that it never answered: the event may have been stored, and its id makes asking
+ * again harmless.
  */
 export function retryPauseMs(failure: ConnectError, failedCalls: number): number | undefined {
-  const [retryInfo] = failure.findDetails(RetryInfoSchema);
   // A full queue says when to come again; a request that is too large says nothing, for it stays too large.
-  const temporary =
-    failure.code === Code.Unavailable ||
-    failure.code === Code.DeadlineExceeded ||
-    failure.code === Code.Aborted ||
-    (failure.code === Code.ResourceExhausted && retryInfo !== undefined);
-  if (!temporary) return undefined;
+  const [retryInfo] = failure.findDetails(RetryInfoSchema);
+  const answered = failure.findDetails(ErrorInfoSchema).some(({ domain }) => domain === "nuncio");
+  const undecided = UNDECIDED.has(failure.code) || (!answered && UNDECIDED_WITHOUT_REASON.has(failure.code));
+  if (retryInfo === undefined && !undecided) return undefined;
   const backoffMs = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** (failedCalls - 1));
   const wished = retryInfo?.retryDelay;
   const wishedMs = wished === undefined ? 0 : Number(wished.seconds) * 1000 + wished.nanos / 1_000_000;

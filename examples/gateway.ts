@@ -97,11 +97,7 @@ export async function openGateway(events: Client<typeof EventService>): Promise<
 
 // Routes
 
-async function answer(
-  request: IncomingMessage,
-  tenants: Map<string, Tenant>,
-  emitter: Emitter,
-): Promise<Answer> {
+async function answer(request: IncomingMessage, tenants: Map<string, Tenant>, emitter: Emitter): Promise<Answer> {
   const tenantId = request.headers["x-tenant"];
   if (typeof tenantId !== "string") throw new Refusal(400, "x-tenant is missing");
   // Read before the people are: from here on nothing waits, so two requests never see a change half done.
@@ -200,7 +196,12 @@ function setStatus(visit: PersonVisit, type: UserEventType, from: Person["status
 }
 
 function deactivate(visit: PersonVisit): Answer {
-  return setStatus(visit, "user.deactivated", visit.person.status === "SUSPENDED" ? "SUSPENDED" : "ACTIVE", "DEACTIVATED");
+  return setStatus(
+    visit,
+    "user.deactivated",
+    visit.person.status === "SUSPENDED" ? "SUSPENDED" : "ACTIVE",
+    "DEACTIVATED",
+  );
 }
 
 /** Receivers take access away on `user.deactivated`; so nobody is deleted without having been deactivated. */

@@ -56,7 +56,7 @@ const LIVES: readonly Life[] = [
   async function logsInFromElsewhere(door, _self, next, login) {
     const { id } = await door.logIn(login, 201);
     await door.logIn(login, 200);
-    await door.logIn({ ...login, profile: { ...login.profile, displayName: `${login.profile.displayName ?? ""} ✓` } }, 200);
+    await door.logIn({ ...login, profile: { displayName: next.displayName ?? "renamed at the provider" } }, 200);
     await door.change(id, { emails: next.emails ?? [] });
     await door.change(id, { emails: [], userName: "by.another.name+alias" });
   },

@@ -9,11 +9,18 @@ type Name = { readonly displayName: string; readonly name?: NonNullable<Profile[
 const NAMES: readonly Name[] = [
   // The same letters twice: composed, and with combining marks. Equal to the eye, not to a byte.
   { displayName: "Zoë Ångström", name: { givenName: "Zoë", familyName: "Ångström" }, locale: "sv-SE" },
-  { displayName: "Zoe\u0308 A\u030angstro\u0308m", name: { givenName: "Zoe\u0308", familyName: "A\u030angstro\u0308m" } },
+  {
+    displayName: "Zoe\u0308 A\u030angstro\u0308m",
+    name: { givenName: "Zoe\u0308", familyName: "A\u030angstro\u0308m" },
+  },
   { displayName: "Nguyễn Thị Minh Khai", name: { givenName: "Minh Khai", familyName: "Nguyễn Thị" }, locale: "vi-VN" },
   { displayName: "محمد بن سلمان (Mohammed)", name: { givenName: "محمد", familyName: "بن سلمان" }, locale: "ar-SA" },
   { displayName: "שָׁלוֹם עֲלֵיכֶם", name: { givenName: "שָׁלוֹם", familyName: "עֲלֵיכֶם" }, locale: "he-IL" },
-  { displayName: "山田 太郎", name: { formatted: "山田 太郎", familyName: "山田", givenName: "太郎" }, locale: "ja-JP" },
+  {
+    displayName: "山田 太郎",
+    name: { formatted: "山田 太郎", familyName: "山田", givenName: "太郎" },
+    locale: "ja-JP",
+  },
   // The first character lies outside the Basic Multilingual Plane: two UTF-16 units, four bytes.
   { displayName: "𠮷野家 🍜", name: { familyName: "𠮷野家" }, locale: "ja-JP" },
   { displayName: "김민준", name: { givenName: "민준", familyName: "김" }, locale: "ko-KR" },
@@ -22,7 +29,7 @@ const NAMES: readonly Name[] = [
   { displayName: "สมชาย ใจดี", locale: "th-TH" },
   { displayName: "क्षत्रिय राजपूत", locale: "hi-IN" },
   { displayName: "İbrahim ı Şahin ß ﬁ", locale: "tr-TR" },
-  { displayName: 'Robert "Bobby"); DROP TABLE users;-- \\ \'O’Brien\'', name: { familyName: "O’Brien" } },
+  { displayName: "Robert \"Bobby\"); DROP TABLE users;-- \\ 'O’Brien'", name: { familyName: "O’Brien" } },
   { displayName: "<script>alert(1)</script> & Söhne", locale: "de-DE" },
   // Line separators that JSON allows and JavaScript once did not, a byte order mark, a tab, an override of direction.
   { displayName: "\ufeffLine\u2028Separator\u2029\tTab \u202egnirts" },
@@ -30,7 +37,7 @@ const NAMES: readonly Name[] = [
   { displayName: "" },
   { displayName: "María-José Carreño Quiñones", name: { givenName: "María-José", familyName: "Carreño Quiñones" } },
   { displayName: "X Æ A-12", name: { givenName: "X" } },
-  { displayName: "Null", name: { givenName: "true", familyName: "Null" } },
+  { displayName: "Nul\u0000l", name: { givenName: "true", familyName: "Null" } },
 ];
 
 const DOMAINS = ["example.com", "example.org", "mail.example.net", "bücher.example", "xn--bcher-kva.example"] as const;
@@ -70,11 +77,15 @@ function inventPerson(i: number, random: () => number): Profile {
     ...(name === undefined ? {} : { name }),
     ...(locale === undefined ? {} : { locale }),
     ...(random() < 0.5 ? { externalId: `scim-${Math.floor(random() * 1e9)}` } : {}),
-    ...(random() < 0.3 ? { phoneNumbers: [{ value: "+41 44 668 18 00", type: "work", primary: true, verified: false }] } : {}),
+    ...(random() < 0.3
+      ? { phoneNumbers: [{ value: "+41 44 668 18 00", type: "work", primary: true, verified: false }] }
+      : {}),
     ...(random() < 0.3 ? { timezone: "America/Argentina/Buenos_Aires" } : {}),
     ...(random() < 0.3 ? { roleIds: ["admin", "rôle: ☕"], groupIds: ["everyone"] } : {}),
     // An employee number that is set and empty: not the same as one that is unset.
-    ...(random() < 0.4 ? { organization: { department: "R&D <東京>", employeeNumber: random() < 0.5 ? "" : "007" } } : {}),
+    ...(random() < 0.4
+      ? { organization: { department: "R&D <東京>", employeeNumber: random() < 0.5 ? "" : "007" } }
+      : {}),
   };
 }
 

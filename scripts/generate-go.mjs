@@ -70,7 +70,10 @@ function readTree(folder) {
 /** Why Go cannot run here, undefined if it can. */
 function findGoFault() {
   // Unlike `go version`, this also refuses a Go older than go.mod asks for.
-  const { error, status, stderr } = spawnSync("go", ["list", "-m"], { cwd: join(project, "clients", "go"), encoding: "utf8" });
+  const { error, status, stderr } = spawnSync("go", ["list", "-m"], {
+    cwd: join(project, "clients", "go"),
+    encoding: "utf8",
+  });
   if (error?.code === "ENOENT") return "no Go on the PATH";
   return status === 0 ? undefined : (error?.message ?? stderr.trim());
 }

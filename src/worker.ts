@@ -106,7 +106,7 @@ function logEvent(logger: Logger, event: LoopEvent): void {
     );
   } else if (event.kind === "ended") {
     logger.warn({ reason: event.reason, count: event.count }, "delivery.ended");
-  } else {
+  } else if (event.kind === "released") {
     logger.info({ count: event.count }, "delivery.released");
   }
 }

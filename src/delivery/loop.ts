@@ -23,6 +23,8 @@ export type LoopDependencies = DeliverDependencies & {
 /** What happens in the loop, for the log, the metrics and the tests. */
 export type LoopEvent =
   | ({ readonly kind: "attempted" } & Recorded)
+  /** The outbox was looked through: how many lanes have rows. */
+  | { readonly kind: "looked"; readonly lanes: number }
   | { readonly kind: "released"; readonly count: number }
   | {
       readonly kind: "ended";
@@ -248,8 +250,9 @@ class Loop implements DeliveryLoop {
     while (!this.#draining) {
       this.#lookAgain = false;
       try {
-        await this.#look();
+        const lanes = await this.#look();
         this.#healthy = true;
+        this.#deps.onEvent({ kind: "looked", lanes });
       } catch (error) {
         this.#healthy = false;
         this.#deps.onEvent({ kind: "failed", step: "look", error });
@@ -263,7 +266,8 @@ class Loop implements DeliveryLoop {
     }
   }
 
-  async #look(): Promise<void> {
+  async #look(): Promise<number> {
+    let lanes = 0;
     this.#lanes.forgetIdle();
     for (let after = 0; !this.#draining; ) {
       const seen = await listLanes(this.#deps.sql, after, LANES_PER_LOOK);
@@ -272,10 +276,12 @@ class Loop implements DeliveryLoop {
         if (deleted) await this.#cancelOrphans(lane);
         else if (Number.isFinite(dueInMs)) this.#lanes.wake(lane, now + dueInMs);
       }
+      lanes += seen.length;
       if (seen.length < LANES_PER_LOOK) break;
       after = seen.at(-1)?.lane ?? after;
     }
     await this.#quarantine();
+    return lanes;
   }
 
   async #cancelOrphans(lane: number): Promise<void> {

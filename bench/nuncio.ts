@@ -1,0 +1,116 @@
+import { randomBytes } from "node:crypto";
+import { createServer } from "node:net";
+import { v7 as uuidV7 } from "uuid";
+import { openSecretBox, parseKeyring } from "../src/core/encryption.ts";
+import type { Uuid } from "../src/core/ids.ts";
+import { Secret } from "../src/core/secret.ts";
+import { formatSigningSecret } from "../src/core/signature.ts";
+import { openDatabase } from "../src/store/database.ts";
+import { appendEvents } from "../src/store/outbox/append.ts";
+import { createSubscription } from "../src/store/subscriptions.ts";
+import { type Peer, type RealProcess, startPeer, startReal } from "./child.ts";
+import { appendRow } from "./events.ts";
+import type { BenchDatabase } from "./postgres.ts";
+
+const SECRET_KEYS = `k1:${Buffer.alloc(32, 7).toString("base64")}`;
+export const OPERATOR_KEY = "bench_operator_key_of_one_run";
+const APPEND_GROUP = 500;
+const MAX_PENDING_MS = 7 * 86_400_000;
+
+export function tenantName(number: number): string {
+  return `tenant_${number}`;
+}
+
+/** A tenant for each subscription, so that each event has one delivery, and the events turn by turn over the tenants. */
+export async function fillOutbox(
+  database: BenchDatabase,
+  { subscriptions, deliveries, url }: { subscriptions: number; deliveries: number; url: string },
+): Promise<void> {
+  const db = openDatabase({
+    url: new Secret(database.url),
+    role: "nuncio_server",
+    connections: 1,
+    hotConnections: 1,
+    hotSynchronousCommit: true,
+    statementTimeoutMs: 30_000,
+  });
+  const box = openSecretBox(parseKeyring(SECRET_KEYS), randomBytes);
+  for (let tenant = 0; tenant < subscriptions; tenant++) {
+    await createSubscription(db.orm, box, tenantName(tenant), {
+      spec: { url, eventTypes: [], description: "", ordering: "NONE", contentType: "JSON", headers: {} },
+      subscriptionUuid: uuidV7() as Uuid,
+      signingSecret: new Secret(formatSigningSecret(randomBytes(32))),
+      request: undefined,
+      maxPerTenant: 100,
+    });
+  }
+  for (let done = 0; done < deliveries; done += APPEND_GROUP) {
+    const count = Math.min(APPEND_GROUP, deliveries - done);
+    const rows = Array.from({ length: count }, (_, i) =>
+      appendRow(tenantName((done + i) % subscriptions), `evt_${uuidV7()}`),
+    );
+    await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
+  }
+  await db.close();
+}
+
+const COMMON = {
+  NUNCIO_SECRET_KEYS: SECRET_KEYS,
+  NUNCIO_TARGET_ALLOW_HTTP: "true",
+  NUNCIO_TARGET_ALLOWED_CIDRS: "127.0.0.0/8",
+  NUNCIO_LOG_LEVEL: "warn",
+};
+
+export async function startWorker(
+  database: BenchDatabase,
+  { maxInFlight, awaitReady }: { maxInFlight: number | undefined; awaitReady: boolean },
+): Promise<RealProcess> {
+  const port = await freePort();
+  const env = {
+    ...COMMON,
+    NUNCIO_DATABASE_URL: database.url,
+    NUNCIO_WORKER_OPERATIONS_LISTEN: `127.0.0.1:${port}`,
+    NUNCIO_WORKER_CONCURRENCY: "256",
+    ...(maxInFlight === undefined ? {} : { NUNCIO_MAX_IN_FLIGHT: String(maxInFlight) }),
+  };
+  return startReal("worker", env, awaitReady ? port : undefined);
+}
+
+export type RunningServer = { readonly baseUrl: string; stop(): Promise<void> };
+
+export async function startServer(database: BenchDatabase): Promise<RunningServer> {
+  const { env, baseUrl, operationsPort } = await serverEnv(database.url);
+  const server = await startReal("server", env, operationsPort);
+  return { baseUrl, stop: () => server.stop() };
+}
+
+/** The same port, gate, interceptors and handler; what would be stored is thrown away. */
+export async function startServerWithoutStorage(): Promise<RunningServer> {
+  const { env, baseUrl } = await serverEnv("postgres://unused@127.0.0.1:1/unused");
+  const server: Peer<never, string> = startPeer("server-without-storage.ts", env);
+  await server.ready;
+  return { baseUrl, stop: () => server.stop() };
+}
+
+async function serverEnv(databaseUrl: string) {
+  const [port, operationsPort] = [await freePort(), await freePort()];
+  const env = {
+    ...COMMON,
+    NUNCIO_DATABASE_URL: databaseUrl,
+    NUNCIO_BOOTSTRAP_OPERATOR_KEY: OPERATOR_KEY,
+    NUNCIO_LISTEN: `127.0.0.1:${port}`,
+    NUNCIO_OPERATIONS_LISTEN: `127.0.0.1:${operationsPort}`,
+  };
+  return { env, baseUrl: `http://127.0.0.1:${port}`, operationsPort };
+}
+
+function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once("error", reject);
+    server.listen(0, "127.0.0.1", () => {
+      const { port } = server.address() as { port: number };
+      server.close(() => resolve(port));
+    });
+  });
+}

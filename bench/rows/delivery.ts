@@ -1,0 +1,123 @@
+import { type Bench, median, medianRatio, perSecond, type Result, type Row, sharedNowMs } from "../bench.ts";
+import { startPeer } from "../child.ts";
+import { drainOutbox, untilEmpty, WARM_UP_SHARE } from "../drain.ts";
+import { sampleBody } from "../events.ts";
+import type { GraphileRequest } from "../peers/graphile-worker.ts";
+import type { PgBossRequest } from "../peers/pg-boss.ts";
+import type { PostLoopRequest } from "../peers/post-loop.ts";
+
+const AT_ONCE = 256;
+
+/** A worker that empties a full outbox, beside what could be had without it: a bare loop, and two job queues. */
+export const delivery: Row = {
+  name: "delivery",
+  async measure(bench) {
+    const contestants = {
+      loop: () => measureLoop(bench),
+      one: async () => (await drainOutbox(bench, { subscriptions: 1, maxInFlight: 256 })).deliveriesPerSecond,
+      hundred: async () =>
+        (await drainOutbox(bench, { subscriptions: 100, maxInFlight: undefined })).deliveriesPerSecond,
+      graphile: () => measureGraphileWorker(bench),
+      pgBoss: () => measurePgBoss(bench),
+    };
+    const rates = { loop: [], one: [], hundred: [], graphile: [], pgBoss: [] } as Record<Contestant, number[]>;
+    for (let round = 1; round <= bench.size.rounds; round++) {
+      for (const name of Object.keys(contestants) as Contestant[]) {
+        const rate = await contestants[name]();
+        rates[name].push(rate);
+        bench.progress(`delivery ${round}/${bench.size.rounds}: ${name} ${perSecond(rate)}`);
+      }
+    }
+    return toResults(rates);
+  },
+};
+
+type Contestant = "loop" | "one" | "hundred" | "graphile" | "pgBoss";
+
+function toResults(rates: Record<Contestant, readonly number[]>): Result[] {
+  const compare = (ours: Contestant, other: Contestant): Pick<Result, "value" | "unit" | "figures"> => ({
+    value: medianRatio(rates[ours], rates[other]),
+    unit: "ratio",
+    figures: `${perSecond(median(rates[ours]))} ÷ ${perSecond(median(rates[other]))}`,
+  });
+  const toLoop = { floor: 0.33, goal: 0.42, better: "more" } as const;
+  const toGraphile = { floor: 1.3, goal: 1.5, better: "more" } as const;
+  const toPgBoss = { floor: 2.5, goal: 3, better: "more" } as const;
+  return [
+    { what: "deliveries, 1 subscription ÷ bare undici POST loop", ...compare("one", "loop"), target: toLoop },
+    { what: "deliveries, 100 subscriptions ÷ bare undici POST loop", ...compare("hundred", "loop"), target: toLoop },
+    { what: "deliveries, 1 subscription ÷ graphile-worker", ...compare("one", "graphile"), target: toGraphile },
+    { what: "deliveries, 100 subscriptions ÷ graphile-worker", ...compare("hundred", "graphile"), target: toGraphile },
+    { what: "deliveries, 1 subscription ÷ pg-boss", ...compare("one", "pgBoss"), target: toPgBoss },
+    { what: "deliveries, 100 subscriptions ÷ pg-boss", ...compare("hundred", "pgBoss"), target: toPgBoss },
+  ];
+}
+
+async function measureLoop({ receiver, size }: Bench): Promise<number> {
+  // A loop of a second or less measures its own start.
+  const requests = size.deliveries * 2;
+  const warmUp = Math.round(requests * WARM_UP_SHARE);
+  const { received } = await receiver.expect({ warmUp, total: requests, keepArrivals: false });
+  const loop = startPeer<PostLoopRequest, string>("post-loop.ts");
+  await loop.ready;
+  await loop.ask({ url: receiver.url, body: sampleBody(), atOnce: AT_ONCE, requests });
+  const { warmAtMs, lastAtMs } = await received;
+  await loop.stop();
+  return ((requests - warmUp) / (lastAtMs - warmAtMs)) * 1_000;
+}
+
+async function measureGraphileWorker({ postgres, receiver, size: { deliveries } }: Bench): Promise<number> {
+  const { makeWorkerUtils } = await import("graphile-worker");
+  const database = await postgres.createDatabase({ migrated: false });
+  const utils = await makeWorkerUtils({ connectionString: database.url });
+  await utils.migrate();
+  const payload = JSON.parse(sampleBody());
+  for (let done = 0; done < deliveries; done += 1_000) {
+    const count = Math.min(1_000, deliveries - done);
+    await utils.addJobs(Array.from({ length: count }, () => ({ identifier: "post", payload })));
+  }
+  await utils.release();
+  await database.admin`VACUUM ANALYZE`;
+
+  const warmUp = Math.round(deliveries * WARM_UP_SHARE);
+  const { received } = await receiver.expect({ warmUp, total: deliveries, keepArrivals: false });
+  const worker = startPeer<GraphileRequest, string>("graphile-worker.ts");
+  await worker.ready;
+  await worker.ask({ databaseUrl: database.url, url: receiver.url, atOnce: AT_ONCE });
+  const { warmAtMs } = await received;
+  await untilEmpty(database.admin, "graphile_worker._private_jobs");
+  const emptyAtMs = sharedNowMs();
+  await worker.stop();
+  await database.drop();
+  return ((deliveries - warmUp) / (emptyAtMs - warmAtMs)) * 1_000;
+}
+
+async function measurePgBoss({ postgres, receiver, size: { deliveries } }: Bench): Promise<number> {
+  const { PgBoss } = await import("pg-boss");
+  const queue = "deliveries";
+  const database = await postgres.createDatabase({ migrated: false });
+  const boss = new PgBoss({ connectionString: database.url, max: 1 });
+  await boss.start();
+  await boss.createQueue(queue);
+  const data = JSON.parse(sampleBody());
+  for (let done = 0; done < deliveries; done += 1_000) {
+    await boss.insert(
+      queue,
+      Array.from({ length: Math.min(1_000, deliveries - done) }, () => ({ data })),
+    );
+  }
+  await boss.stop();
+  await database.admin`VACUUM ANALYZE`;
+
+  const warmUp = Math.round(deliveries * WARM_UP_SHARE);
+  const { received } = await receiver.expect({ warmUp, total: deliveries, keepArrivals: false });
+  const worker = startPeer<PgBossRequest, string>("pg-boss.ts");
+  await worker.ready;
+  await worker.ask({ databaseUrl: database.url, url: receiver.url, queue });
+  const { warmAtMs } = await received;
+  await untilEmpty(database.admin, "pgboss.job", `name = '${queue}' AND state < 'completed'`);
+  const emptyAtMs = sharedNowMs();
+  await worker.stop();
+  await database.drop();
+  return ((deliveries - warmUp) / (emptyAtMs - warmAtMs)) * 1_000;
+}

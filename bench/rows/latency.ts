@@ -1,0 +1,50 @@
+import { percentile, type Row } from "../bench.ts";
+import { fillOutbox, startServer, startWorker } from "../nuncio.ts";
+import { publishFrom } from "../publishing.ts";
+
+const PER_SECOND = 500;
+/** The first seconds open connections and compile code; they are sent but not counted. */
+const WARM_UP_SECONDS = 3;
+
+/** From the beginning of a Publish call to the first byte at the receiver, under a steady load. */
+export const latency: Row = {
+  name: "latency",
+  async measure({ postgres, receiver, size, progress }) {
+    const database = await postgres.createDatabase({ migrated: true });
+    await fillOutbox(database, { subscriptions: 1, deliveries: 0, url: receiver.url });
+    const server = await startServer(database);
+    const worker = await startWorker(database, { maxInFlight: undefined, awaitReady: true });
+    const seconds = WARM_UP_SECONDS + size.latencySeconds;
+    // One more than the load: the publisher's first call, which opens its connection.
+    const total = PER_SECOND * seconds + 1;
+    const { received } = await receiver.expect({ warmUp: 1, total, keepArrivals: true });
+    progress(`latency: ${PER_SECOND}/s for ${seconds} s`);
+    const { began } = await publishFrom(server.baseUrl, { kind: "steady", perSecond: PER_SECOND, seconds });
+    const { arrivals } = await received;
+    await Promise.all([worker.stop(), server.stop()]);
+    await database.drop();
+
+    const arrivedAtMs = new Map<string, number>();
+    for (const [id, atMs] of arrivals) if (!arrivedAtMs.has(id)) arrivedAtMs.set(id, atMs);
+    const times = began
+      .slice(WARM_UP_SECONDS * PER_SECOND)
+      .map(([id, atMs]) => (arrivedAtMs.get(id) ?? Number.NaN) - atMs);
+    const figures = `${times.length} events; longest ${Math.round(Math.max(...times))} ms`;
+    return [
+      {
+        what: "publish → first byte at the receiver, 500/s, p50",
+        value: percentile(times, 0.5),
+        unit: "ms",
+        figures,
+        target: { floor: 10, goal: 5, better: "less" },
+      },
+      {
+        what: "publish → first byte at the receiver, 500/s, p99",
+        value: percentile(times, 0.99),
+        unit: "ms",
+        figures,
+        target: { floor: 40, goal: 20, better: "less" },
+      },
+    ];
+  },
+};

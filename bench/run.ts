@@ -1,0 +1,59 @@
+import { parseArgs } from "node:util";
+import type { Bench, Result, Row, Size } from "./bench.ts";
+import { startBenchPostgres } from "./postgres.ts";
+import { startReceiver } from "./receiver.ts";
+import { toTable, writeReport } from "./report.ts";
+import { batchPublish } from "./rows/batch-publish.ts";
+import { cost } from "./rows/cost.ts";
+import { delivery } from "./rows/delivery.ts";
+import { latency } from "./rows/latency.ts";
+import { publish } from "./rows/publish.ts";
+
+// npm run bench                      every row; writes docs/benchmarks.md
+// npm run bench -- --quick           a small size, to see that it runs; writes nothing
+// npm run bench -- --row delivery    one row (several with several --row); writes nothing
+const ROWS: readonly Row[] = [delivery, cost, publish, batchPublish, latency];
+
+const FULL: Size = { rounds: 5, deliveries: 30_000, calls: 20_000, batches: 300, latencySeconds: 20 };
+const QUICK: Size = { rounds: 1, deliveries: 5_000, calls: 2_000, batches: 30, latencySeconds: 3 };
+
+const { values: options } = parseArgs({
+  options: {
+    quick: { type: "boolean", default: false },
+    row: { type: "string", multiple: true },
+    rounds: { type: "string" },
+  },
+});
+
+const chosen = ROWS.filter(({ name }) => options.row === undefined || options.row.includes(name));
+const unknown = options.row?.filter((name) => !ROWS.some((row) => row.name === name)) ?? [];
+if (unknown.length > 0) {
+  process.stderr.write(`unknown row ${unknown.join(", ")}; there are ${ROWS.map(({ name }) => name).join(", ")}\n`);
+  process.exit(64);
+}
+
+const size = options.quick ? QUICK : FULL;
+const startedAtMs = performance.now();
+const progress = (text: string) => {
+  const seconds = Math.round((performance.now() - startedAtMs) / 1_000);
+  process.stdout.write(`[${String(seconds).padStart(4)} s] ${text}\n`);
+};
+
+progress("starting Postgres and a receiver");
+const postgres = await startBenchPostgres();
+const receiver = await startReceiver();
+try {
+  const rounds = options.rounds === undefined ? size.rounds : Number(options.rounds);
+  const bench: Bench = { postgres, receiver, size: { ...size, rounds }, progress };
+  const results: Result[] = [];
+  for (const row of chosen) results.push(...(await row.measure(bench)));
+
+  const isWhole = chosen.length === ROWS.length && !options.quick;
+  const command = ["npm run bench", ...(process.argv.length > 2 ? ["--", ...process.argv.slice(2)] : [])].join(" ");
+  const table = toTable(results, { postgresVersion: postgres.version, command });
+  process.stdout.write(`\n${table}\n`);
+  if (isWhole) await writeReport(table);
+} finally {
+  await receiver.stop();
+  await postgres.stop();
+}
