@@ -41,7 +41,17 @@ export const LOST_CLAIMS_ENDED = 10;
 /** What a lease has to have left beyond the request timeout when a request begins: time to record the outcome. */
 export const LEASE_MARGIN_MS = 5000;
 
-/** Whether a request may begin: its whole time and the record of it fit into what is left of the lease. */
-export function leaseSuffices(remainingMs: number, requestTimeoutMs: number): boolean {
-  return remainingMs >= requestTimeoutMs + LEASE_MARGIN_MS;
+/** How much of its time limit a request may give up to fit into its lease: what a claim and its answer take. */
+const LARGEST_CUT = 0.2;
+const LARGEST_CUT_MS = 1000;
+
+/**
+ * The time limit for a request that begins now, or undefined if the lease is too short for one: the whole request and
+ * the record of it have to fit into what is left. A lease of exactly the time limit and the margin is a valid setting;
+ * the milliseconds that the claim took come off the limit then, else no request could ever begin.
+ */
+export function timeLimitWithin(leaseRemainingMs: number, requestTimeoutMs: number): number | undefined {
+  const room = leaseRemainingMs - LEASE_MARGIN_MS;
+  const least = requestTimeoutMs - Math.min(LARGEST_CUT_MS, requestTimeoutMs * LARGEST_CUT);
+  return room < least ? undefined : Math.min(room, requestTimeoutMs);
 }

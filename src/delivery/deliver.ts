@@ -9,7 +9,6 @@ import type { ReadyTarget } from "./targets.ts";
 export type DeliverDependencies = SendDependencies & {
   readonly random: () => number;
   readonly schedule: readonly number[];
-  readonly requestTimeoutMs: number;
   readonly maxResponseBytes: number;
 };
 
@@ -27,6 +26,7 @@ export async function deliver(
   deps: DeliverDependencies,
   delivery: Sendable,
   target: ReadyTarget,
+  timeoutMs: number,
 ): Promise<AttemptRecord> {
   const startedAt = databaseTime(deps, delivery);
   const body = Buffer.from(delivery.event.body);
@@ -41,7 +41,7 @@ export async function deliver(
     headers: target.headers,
   });
 
-  const { requestTimeoutMs: timeoutMs, maxResponseBytes } = deps;
+  const { maxResponseBytes } = deps;
   const { outcome, phases, durationMs } = await send(deps, {
     url: target.url,
     headers,

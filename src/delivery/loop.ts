@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import type { Sql } from "postgres";
-import { leaseSuffices } from "../core/delivery.ts";
+import { timeLimitWithin } from "../core/delivery.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
 import { cancelDeliveriesOfDeletedSubscription, endDeliveries, endLostDeliveries } from "../store/outbox/end.ts";
 import { listLanes } from "../store/outbox/lanes.ts";
@@ -11,6 +11,7 @@ import { type Recorded, Recorder } from "./recorder.ts";
 import type { ReadyTarget, TargetCache } from "./targets.ts";
 
 export type LoopDependencies = DeliverDependencies & {
+  readonly requestTimeoutMs: number;
   readonly sql: Sql;
   readonly targets: TargetCache;
   readonly concurrency: number;
@@ -188,9 +189,10 @@ class Loop implements DeliveryLoop {
       if (sendable === undefined) expired.push(delivery);
       else if (databaseTime(this.#deps, sendable) >= delivery.expiresAt) expired.push(delivery);
       else if (this.#draining || target === undefined || target.revision < delivery.revision) handBack.push(delivery);
-      else if (ageMs > STALE_CLAIM_MS || !leaseSuffices(leaseMs - ageMs, requestTimeoutMs)) handBack.push(delivery);
       else {
-        void this.#attempt(sendable, target, onEnd);
+        const timeoutMs = ageMs > STALE_CLAIM_MS ? undefined : timeLimitWithin(leaseMs - ageMs, requestTimeoutMs);
+        if (timeoutMs === undefined) handBack.push(delivery);
+        else void this.#attempt(sendable, target, timeoutMs, onEnd);
       }
     }
     const unsent = [...handBack, ...expired];
@@ -205,9 +207,9 @@ class Loop implements DeliveryLoop {
     }
   }
 
-  async #attempt(delivery: Sendable, target: ReadyTarget, onEnd: () => void): Promise<void> {
+  async #attempt(delivery: Sendable, target: ReadyTarget, timeoutMs: number, onEnd: () => void): Promise<void> {
     try {
-      const record = await deliver(this.#deps, delivery, target);
+      const record = await deliver(this.#deps, delivery, target, timeoutMs);
       this.#recorder.add(record);
     } catch (error) {
       // A fault of ours, and nothing to record: its lease ends, and as a lost claim it runs out in the end.

@@ -3,7 +3,7 @@ import { inspect } from "node:util";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { classifyFailure, classifyStatus } from "../../src/core/attempt.ts";
-import { leaseSuffices } from "../../src/core/delivery.ts";
+import { timeLimitWithin } from "../../src/core/delivery.ts";
 import { openSecretBox, parseKeyring, SecretKeyError, seal, unseal } from "../../src/core/encryption.ts";
 import { InvalidArgumentError } from "../../src/core/errors.ts";
 import {
@@ -77,9 +77,21 @@ describe("the retry policy", () => {
 });
 
 describe("the lease", () => {
-  it("[B54] suffices for a request only with five seconds to spare", () => {
-    expect(leaseSuffices(20_000, 15_000)).toBe(true);
-    expect(leaseSuffices(19_999, 15_000)).toBe(false);
+  it("[B54] has room for the whole request and five seconds to record it, or no request begins", () => {
+    fc.assert(
+      fc.property(fc.nat(60_000), fc.integer({ min: 1, max: 30_000 }), (remaining, timeout) => {
+        const limit = timeLimitWithin(remaining, timeout);
+        if (limit === undefined) expect(remaining).toBeLessThan(timeout + 5_000);
+        else expect(limit).toBeLessThanOrEqual(Math.min(timeout, remaining - 5_000));
+      }),
+    );
+  });
+
+  it("[B54] that is just long enough by its setting loses what the claim took, and no more than a second", () => {
+    expect(timeLimitWithin(20_000, 15_000)).toBe(15_000);
+    expect(timeLimitWithin(19_993, 15_000)).toBe(14_993);
+    expect(timeLimitWithin(18_999, 15_000)).toBeUndefined();
+    expect(timeLimitWithin(5_150, 200)).toBeUndefined();
   });
 });
 

@@ -15,7 +15,7 @@ import { openTcpProxy } from "../support/tcp-proxy.ts";
 
 const db = useDatabase();
 /** Short, so that a killed worker's rows come back while a test waits: lease ≥ timeout + 5 s. */
-const QUICK = { NUNCIO_LEASE_MS: "5200", NUNCIO_REQUEST_TIMEOUT_MS: "200", NUNCIO_POLL_INTERVAL_MS: "100" };
+const QUICK = { NUNCIO_LEASE_MS: "6000", NUNCIO_REQUEST_TIMEOUT_MS: "500", NUNCIO_POLL_INTERVAL_MS: "100" };
 
 function eventsClient(baseUrl: string) {
   const transport = createConnectTransport({
