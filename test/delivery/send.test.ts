@@ -9,6 +9,7 @@ import { type AddressPolicy, parseAllowedCidrs } from "../../src/core/address-po
 import { keepConnections } from "../../src/delivery/connections.ts";
 import { createResolver, type Resolve, shareAnswers } from "../../src/delivery/resolver.ts";
 import { type OutgoingRequest, send } from "../../src/delivery/send.ts";
+import { cleanUp } from "../support/clean-up.ts";
 import { openReceiver } from "../support/receiver.ts";
 import { LOOPBACK_POLICY } from "../support/service.ts";
 
@@ -44,7 +45,7 @@ async function openRaw(onConnection: (socket: Socket) => void): Promise<{ url: s
     onConnection(socket);
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  afterAll(() => {
+  cleanUp(() => {
     for (const socket of sockets) socket.destroy();
     server.close();
   });
@@ -143,7 +144,7 @@ describe("a failure", () => {
     );
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     rmSync(folder, { recursive: true });
-    afterAll(() => server.close());
+    cleanUp(() => server.close());
     const { port } = server.address() as AddressInfo;
     expect((await post(`https://127.0.0.1:${port}/`)).outcome).toMatchObject({
       kind: "tls_failed",

@@ -1,9 +1,10 @@
 import { randomBytes } from "node:crypto";
 import postgres, { type Sql } from "postgres";
-import { afterAll, beforeAll, inject } from "vitest";
+import { beforeAll, inject } from "vitest";
 import { openSecretBox, parseKeyring, type SecretBox } from "../../src/core/encryption.ts";
 import { Secret } from "../../src/core/secret.ts";
 import { type Database, type DatabaseRole, openDatabase } from "../../src/store/database.ts";
+import { cleanUp } from "./clean-up.ts";
 
 /** A database of one test file, as its server, its worker and its superuser see it. */
 export type TestDatabase = {
@@ -31,7 +32,7 @@ export function useDatabase(): TestDatabase {
     database.worker = openTestDatabase(created.url, "nuncio_worker");
     database.admin = postgres(created.url.reveal(), { max: 2, onnotice: () => undefined });
   });
-  afterAll(async () => {
+  cleanUp(async () => {
     await Promise.all([database.server?.close(), database.worker?.close(), database.admin?.end()]);
     await drop();
   });

@@ -1,4 +1,3 @@
-import { afterAll } from "vitest";
 import { keepConnections } from "../../src/delivery/connections.ts";
 import { listenForDue } from "../../src/delivery/listen.ts";
 import {
@@ -9,6 +8,7 @@ import {
 } from "../../src/delivery/loop.ts";
 import { createResolver, shareAnswers } from "../../src/delivery/resolver.ts";
 import { cacheTargets } from "../../src/delivery/targets.ts";
+import { cleanUp } from "./clean-up.ts";
 import type { TestDatabase } from "./database.ts";
 import { LOOPBACK_POLICY } from "./service.ts";
 
@@ -60,7 +60,7 @@ export function startLoop(db: TestDatabase, changes: Partial<LoopDependencies> =
     })();
     return stopped;
   };
-  afterAll(stop);
+  cleanUp(stop);
   return {
     wake: (lanes) => loop.wake(lanes),
     drain: () => loop.drain(),

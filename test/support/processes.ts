@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
-import { afterAll } from "vitest";
 import type { Secret } from "../../src/core/secret.ts";
+import { cleanUp } from "./clean-up.ts";
 import { TEST_SECRET_KEYS } from "./database.ts";
 import { OPERATOR_KEY } from "./service.ts";
 
@@ -48,7 +48,7 @@ export function spawnProcess(
     lines.push(JSON.parse(text) as LogLine);
     for (const check of waiting) check();
   });
-  afterAll(async () => {
+  cleanUp(async () => {
     child.kill("SIGKILL");
     await ended;
   });

@@ -1,6 +1,6 @@
 import { createServer, type IncomingHttpHeaders, type ServerResponse } from "node:http";
 import type { AddressInfo, Socket } from "node:net";
-import { afterAll } from "vitest";
+import { cleanUp } from "./clean-up.ts";
 
 export type Received = {
   readonly headers: IncomingHttpHeaders;
@@ -78,6 +78,6 @@ export async function openReceiver(
         server.closeAllConnections();
       }),
   };
-  afterAll(() => receiver.close());
+  cleanUp(() => receiver.close());
   return receiver;
 }

@@ -1,5 +1,5 @@
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
-import { afterAll } from "vitest";
+import { cleanUp } from "./clean-up.ts";
 
 export type TcpProxy = {
   readonly port: number;
@@ -44,7 +44,7 @@ export async function openTcpProxy(target: { hostname: string; port: string }): 
   const cut = () => {
     for (const socket of sockets) socket.destroy();
   };
-  afterAll(() => {
+  cleanUp(() => {
     cut();
     server.close();
   });
