@@ -32,10 +32,10 @@ export function stateOfEnd(reason: EndReason): DeliveryState {
   return CANCELLING_REASONS.includes(reason) ? "CANCELLED" : "DEAD_LETTERED";
 }
 
-/** From this many claims in a row without a record, a row is claimed alone: it may be what kills its worker. */
-export const LOST_CLAIMS_QUARANTINED = 3;
-
-/** From this many, it ends as WORKER_LOST. */
+/**
+ * After this many claims in a row without a record a row ends as WORKER_LOST. After three it is claimed alone, since it
+ * may be what kills its worker: `nuncio.claim_deliveries` sees to that.
+ */
 export const LOST_CLAIMS_ENDED = 10;
 
 /** What a lease has to have left beyond the request timeout when a request begins: time to record the outcome. */

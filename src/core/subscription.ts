@@ -38,12 +38,6 @@ export type Subscription = Omit<SubscriptionSpec, "headers"> & {
   readonly updatedAt: Date;
 };
 
-/** How long what waited takes to come due after a Resume, so that a receiver is not met by all of it at once. */
-export const RESUME_SPREAD_MS = 60_000;
-
-/** Whether a subscription in this state gets deliveries for new events, and whether they are sent. */
-export const FANS_OUT: Readonly<Record<SubscriptionState, boolean>> = { ENABLED: true, PAUSED: true, DISABLED: false };
-
 export function checkSubscription(spec: SubscriptionSpec, policy: AddressPolicy, path: string, faults: Fault[]): void {
   const verdict = judgeTargetUrl(spec.url, policy);
   if (spec.url === "") faults.push({ path: `${path}.url`, description: "is required" });

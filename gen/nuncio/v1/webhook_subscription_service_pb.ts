@@ -26,7 +26,7 @@ export type CreateWebhookSubscriptionRequest = Message<"nuncio.v1.CreateWebhookS
   tenantId: string;
 
   /**
-   * Required. Its output-only fields must be unset.
+   * Required. Its output-only fields are ignored.
    *
    * @generated from field: nuncio.v1.WebhookSubscription webhook_subscription = 2;
    */
@@ -369,8 +369,7 @@ export const WebhookSubscriptionService: GenService<{
     output: typeof PauseWebhookSubscriptionResponseSchema;
   },
   /**
-   * Enables a paused or disabled subscription. What waits comes due spread over 60 seconds. Resuming what is enabled
-   * changes nothing.
+   * Enables a paused or disabled subscription: what waits is sent. Resuming what is enabled changes nothing.
    *
    * Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
    *

@@ -2,7 +2,7 @@ import { randomUUID } from "node:crypto";
 import { durationFromMs } from "@bufbuild/protobuf/wkt";
 import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../../../gen/google/rpc/error_details_pb.ts";
-import { ErrorReason } from "../../../gen/nuncio/v1/error_reason_pb.ts";
+import type { ErrorReason } from "../../../gen/nuncio/v1/error_reason_pb.ts";
 import {
   AlreadyExistsError,
   FailedPreconditionError,
@@ -21,8 +21,8 @@ import type { Logger } from "../../logger.ts";
 
 const DOMAIN = "nuncio";
 
-/** `core` may not know the proto: that the proto documents each of its reasons is checked here, by the compiler. */
-export const DOCUMENTED_REASONS: { readonly [R in Reason]: number } = ErrorReason;
+/** `core` may not know the proto: a reason of its own that the proto does not document does not compile below. */
+type DocumentedReason = Reason & keyof typeof ErrorReason;
 
 const CODES: readonly [new (...args: never[]) => NuncioError, Code][] = [
   [InvalidArgumentError, Code.InvalidArgument],
@@ -46,7 +46,7 @@ export function toConnectError(error: NuncioError): ConnectError {
 export function detailedError(
   code: Code,
   message: string,
-  reason: Reason,
+  reason: DocumentedReason,
   {
     faults = [],
     retryAfterMs,

@@ -25,7 +25,7 @@ type CreateWebhookSubscriptionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required; 1–64 of `A-Za-z0-9_-`.
 	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	// Required. Its output-only fields must be unset.
+	// Required. Its output-only fields are ignored.
 	WebhookSubscription *WebhookSubscription `protobuf:"bytes,2,opt,name=webhook_subscription,json=webhookSubscription,proto3" json:"webhook_subscription,omitempty"`
 	// Makes a retry safe for 24 hours. Optional; 1–64 of `A-Za-z0-9_:-`, for example a UUID. The comparison covers the
 	// whole request.

@@ -81,8 +81,7 @@ type WebhookSubscriptionServiceClient interface {
 	//
 	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); FAILED_PRECONDITION (`SUBSCRIPTION_DISABLED`).
 	PauseWebhookSubscription(context.Context, *v1.PauseWebhookSubscriptionRequest) (*v1.PauseWebhookSubscriptionResponse, error)
-	// Enables a paused or disabled subscription. What waits comes due spread over 60 seconds. Resuming what is enabled
-	// changes nothing.
+	// Enables a paused or disabled subscription: what waits is sent. Resuming what is enabled changes nothing.
 	//
 	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
 	ResumeWebhookSubscription(context.Context, *v1.ResumeWebhookSubscriptionRequest) (*v1.ResumeWebhookSubscriptionResponse, error)
@@ -229,8 +228,7 @@ type WebhookSubscriptionServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); FAILED_PRECONDITION (`SUBSCRIPTION_DISABLED`).
 	PauseWebhookSubscription(context.Context, *v1.PauseWebhookSubscriptionRequest) (*v1.PauseWebhookSubscriptionResponse, error)
-	// Enables a paused or disabled subscription. What waits comes due spread over 60 seconds. Resuming what is enabled
-	// changes nothing.
+	// Enables a paused or disabled subscription: what waits is sent. Resuming what is enabled changes nothing.
 	//
 	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
 	ResumeWebhookSubscription(context.Context, *v1.ResumeWebhookSubscriptionRequest) (*v1.ResumeWebhookSubscriptionResponse, error)
