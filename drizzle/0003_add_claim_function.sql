@@ -12,7 +12,12 @@ CREATE FUNCTION nuncio.claim_deliveries(
   subscription_key integer, revision integer, event_key uuid, attempt smallint, failures smallint,
   was_due_at timestamptz, claimed_at timestamptz, expires_at timestamptz, event_id text, body text, traceparent text
 )
-LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog
+-- A few rows of each lane, in the order of the index: what the planner must not do is read a lane's whole backlog to sort
+-- it, which it finds cheap from the statistics of a table that empties and refills all day. Measured with 100 lanes:
+-- 117 µs of Postgres CPU per delivery with its own choice, 74 µs with this one (docs/benchmarks.md).
+SET enable_bitmapscan = off SET enable_sort = off SET enable_seqscan = off
+AS $$
 #variable_conflict use_column
 DECLARE
   picked tid[];

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { type Config, toAddressPolicy } from "./config.ts";
+import { createAnswerJudge } from "./core/address-policy.ts";
 import { openSecretBox } from "./core/encryption.ts";
 import { keepConnections } from "./delivery/connections.ts";
 import { listenForDue } from "./delivery/listen.ts";
@@ -48,7 +49,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       targets: cacheTargets(db.hot, box),
       resolve: shareAnswers(createResolver(config.requestTimeoutMs), nowMs),
       connections,
-      policy: toAddressPolicy(config),
+      judge: createAnswerJudge(toAddressPolicy(config)),
       nowMs,
       random: Math.random,
       schedule: config.retrySchedule,

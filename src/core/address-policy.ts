@@ -59,6 +59,19 @@ export function judgeAnswer(addresses: readonly string[], policy: AddressPolicy)
   return ALLOWED;
 }
 
+/** `judgeAnswer` for one policy, which judges each answer once however many requests share it. */
+export function createAnswerJudge(policy: AddressPolicy): (addresses: readonly string[]) => Verdict {
+  const verdicts = new WeakMap<readonly string[], Verdict>();
+  return (addresses) => {
+    let verdict = verdicts.get(addresses);
+    if (verdict === undefined) {
+      verdict = judgeAnswer(addresses, policy);
+      verdicts.set(addresses, verdict);
+    }
+    return verdict;
+  };
+}
+
 /**
  * Whether a subscription may have this URL. Allowed is not yet safe: a name says nothing of its addresses, so they are
  * judged, every time, when connecting. A reason never repeats the URL, which may carry a token.

@@ -67,13 +67,14 @@ const BASE32 = "abcdefghijklmnopqrstuvwxyz234567";
 
 /** RFC 4648 base32, lower case, unpadded: selectable with a double click, and safe in URLs and file names. */
 function toBase32(hex: string): string {
+  const bytes = Buffer.from(hex, "hex");
   let text = "";
   let buffered = 0;
   let bits = 0;
-  for (const digit of hex) {
-    buffered = ((buffered << 4) | Number.parseInt(digit, 16)) & 0xff;
-    bits += 4;
-    if (bits >= 5) {
+  for (const byte of bytes) {
+    buffered = ((buffered & 31) << 8) | byte;
+    bits += 8;
+    while (bits >= 5) {
       bits -= 5;
       text += BASE32[(buffered >> bits) & 31];
     }

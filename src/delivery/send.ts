@@ -1,13 +1,14 @@
 import type { Dispatcher } from "undici";
-import { type AddressPolicy, hostOf, judgeAnswer } from "../core/address-policy.ts";
+import { hostOf, type Verdict } from "../core/address-policy.ts";
 import { classifyFailure, classifyStatus, type Outcome, type Phase, type PhaseDurations } from "../core/attempt.ts";
-import type { Connections } from "./connections.ts";
+import type { Connection, Connections } from "./connections.ts";
 import type { Resolve } from "./resolver.ts";
 
 export type SendDependencies = {
   readonly resolve: Resolve;
   readonly connections: Connections;
-  readonly policy: AddressPolicy;
+  /** The verdict on a whole answer of DNS. */
+  readonly judge: (addresses: readonly string[]) => Verdict;
   /** A monotonic clock, in milliseconds. */
   readonly nowMs: () => number;
 };
@@ -47,7 +48,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   #settle: (sent: Sent) => void = () => undefined;
   #settled = false;
   #deadline: NodeJS.Timeout | undefined;
-  #controller: Dispatcher.DispatchController | undefined;
+  #connection: Connection | undefined;
   #httpStatus = 0;
   #received = 0;
   #excerpt: Buffer[] = [];
@@ -73,12 +74,12 @@ class Exchange implements Dispatcher.DispatchHandler {
     const host = hostOf(url);
     const addresses = await this.#lookUp(host);
     if (addresses === undefined || this.#settled) return;
-    const verdict = judgeAnswer(addresses, this.#deps.policy);
+    const verdict = this.#deps.judge(addresses);
     if (verdict.kind === "refused") return this.#finish({ kind: "address_refused", detail: verdict.reason });
     this.#enter("connect");
-    this.#deps.connections
-      .to(url, host, addresses[0] as string)
-      .dispatch({ path: url.pathname + url.search, method: "POST", headers: headers as string[], body }, this);
+    this.#connection = this.#deps.connections.borrow(url, host, addresses[0] as string);
+    const path = url.pathname + url.search;
+    this.#connection.dispatch({ path, method: "POST", headers: headers as string[], body }, this);
   }
 
   async #lookUp(host: string): Promise<readonly string[] | undefined> {
@@ -93,7 +94,6 @@ class Exchange implements Dispatcher.DispatchHandler {
 
   /** A socket is ours and the request is about to be written. */
   onRequestStart(controller: Dispatcher.DispatchController): void {
-    this.#controller = controller;
     if (this.#settled) controller.abort(new Error("the attempt has ended"));
     else this.#enter("first_byte");
   }
@@ -108,7 +108,7 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#enter("body");
   }
 
-  onResponseData(controller: Dispatcher.DispatchController, chunk: Buffer): void {
+  onResponseData(_controller: Dispatcher.DispatchController, chunk: Buffer): void {
     const { maxResponseBytes } = this.#request;
     if (this.#excerptBytes < EXCERPT_BYTES) {
       // A copy: the chunk is a view of a buffer that the parser goes on using.
@@ -119,10 +119,10 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#received += chunk.length;
     if (this.#received <= maxResponseBytes) return;
     this.#finishByStatus();
-    controller.abort(new Error("the response is longer than we read"));
   }
 
   onResponseEnd(): void {
+    this.#connection?.release(true);
     this.#finishByStatus();
   }
 
@@ -135,7 +135,6 @@ class Exchange implements Dispatcher.DispatchHandler {
   #expire(): void {
     if (this.#phase === "body") this.#finishByStatus();
     else this.#finish({ kind: "timeout", detail: `${this.#phase}: no end within ${this.#request.timeoutMs} ms` });
-    this.#controller?.abort(new Error("the attempt has taken its time"));
   }
 
   #finishByStatus(): void {
@@ -152,6 +151,8 @@ class Exchange implements Dispatcher.DispatchHandler {
   #finish(outcome: Outcome): void {
     if (this.#settled) return;
     this.#settled = true;
+    // Given back already after a whole response; else whatever is still on its way ends here, its socket with it.
+    this.#connection?.release(false);
     clearTimeout(this.#deadline);
     const now = this.#deps.nowMs();
     this.#phases[this.#phase] = now - this.#phaseBeganAtMs;

@@ -1,3 +1,4 @@
+import { createAnswerJudge } from "../../src/core/address-policy.ts";
 import { keepConnections } from "../../src/delivery/connections.ts";
 import { listenForDue } from "../../src/delivery/listen.ts";
 import {
@@ -30,7 +31,7 @@ export function startLoop(db: TestDatabase, changes: Partial<LoopDependencies> =
     targets: cacheTargets(db.worker.hot, db.box),
     resolve: shareAnswers(createResolver(1_000), nowMs),
     connections,
-    policy: LOOPBACK_POLICY,
+    judge: createAnswerJudge(LOOPBACK_POLICY),
     nowMs,
     random: Math.random,
     schedule: [20, 40, 80],
