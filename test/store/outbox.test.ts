@@ -153,7 +153,7 @@ describe("claim", () => {
     expect(await claim(lane)).toHaveLength(0);
   });
 
-  it("quarantines a row after three lost claims and ends it after ten, and a record clears the count", async () => {
+  it("[B42] quarantines a row after three lost claims and ends it after ten, and a record clears the count", async () => {
     const tenant = newTenant();
     const { lane } = await addSubscription(db, tenant);
     await publish(tenant, 1);
