@@ -82,10 +82,23 @@ export class Recorder {
         return;
       } catch (error) {
         this.#onFailure(error, this.pending);
-        // A statement that Postgres refuses will be refused again: the leases end, and the deliveries are made again.
-        if (!isTransient(error)) return;
+        if (!isTransient(error)) {
+          await this.#writeApart(batch);
+          return;
+        }
         await new Promise((resolve) => setTimeout(resolve, pauseMs));
       }
     }
+  }
+
+  /**
+   * What Postgres refuses it will refuse again. Halves, so that one record which cannot be written keeps no other from
+   * being written; its own lease ends, its delivery is made again, and as a lost claim it runs out.
+   */
+  async #writeApart(batch: readonly AttemptRecord[]): Promise<void> {
+    if (batch.length === 1) return;
+    const half = Math.ceil(batch.length / 2);
+    await this.#write(batch.slice(0, half));
+    await this.#write(batch.slice(half));
   }
 }
