@@ -1,7 +1,5 @@
 import { create } from "@bufbuild/protobuf";
-import { anyPack } from "@bufbuild/protobuf/wkt";
-import type { Code, ConnectError, HandlerContext } from "@connectrpc/connect";
-import { type Status, StatusSchema } from "../../gen/google/rpc/status_pb.ts";
+import type { HandlerContext } from "@connectrpc/connect";
 import {
   type BatchPublishRequest,
   type BatchPublishResponse,
@@ -15,6 +13,7 @@ import { refuseUnknownFields } from "./convert.ts";
 import type { RpcDependencies } from "./dependencies.ts";
 import { toConnectError } from "./interceptors/translate-errors.ts";
 import { toAppendRow, toPublishResponse, traceparentOf } from "./publish.ts";
+import { toStatus } from "./unreadable-events.ts";
 
 const MAX_EVENTS = 1000;
 
@@ -70,12 +69,4 @@ function attempt<T>(work: () => T): T | NuncioError {
 
 function toFailure(error: NuncioError): PublishResult {
   return create(PublishResultSchema, { result: { case: "failure", value: toStatus(toConnectError(error)) } });
-}
-
-/** Connect's codes are those of gRPC. */
-function toStatus(error: ConnectError): Status {
-  const details = error.details.flatMap((detail) =>
-    "desc" in detail ? [anyPack(detail.desc, create(detail.desc, detail.value))] : [],
-  );
-  return create(StatusSchema, { code: error.code satisfies Code, message: error.rawMessage, details });
 }

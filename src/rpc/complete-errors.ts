@@ -1,11 +1,13 @@
-import type { JsonValue, Message } from "@bufbuild/protobuf";
+import { createRegistry, type JsonValue, type Message } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { errorFromJsonBytes, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
+import { file_google_rpc_error_details } from "../../gen/google/rpc/error_details_pb.ts";
 import { type Fault, invalidArgument, type Reason, withoutEchoes } from "../core/errors.ts";
 import { detailedError } from "./interceptors/translate-errors.ts";
 import { findJsonFaults, readWhatIsSound } from "./json-faults.ts";
+import { joinResults, type SplitBatch, splitBatch } from "./unreadable-events.ts";
 
 /**
  * Gives details to the errors that Connect makes by itself, before any interceptor: bytes that do not parse, requests
@@ -28,6 +30,9 @@ export function completeErrors(router: ConnectRouter, judges: Judges): void {
   });
 }
 
+/** The types that stand as `Any` in a failure's details. */
+export const ERROR_DETAILS = createRegistry(file_google_rpc_error_details);
+
 /** What an RPC finds wrong with a message, by the RPC's request path, and the reason that it gives for it. */
 export type Judges = ReadonlyMap<string, { readonly reason: Reason; readonly judge: (message: Message) => Fault[] }>;
 
@@ -46,7 +51,53 @@ async function answerCompletely(
   if (contentType.startsWith("application/grpc")) {
     return { ...response, body: completeTrailer(bytesOf(response.body), response.trailer, complete) };
   }
-  return response.status >= 400 ? completeUnary(response, complete) : response;
+  if (response.status < 400) return response;
+  const batch = handler.requestPath === BATCH_PATH ? splitUnreadable(handler, read.json(), judges) : undefined;
+  if (batch !== undefined) return answerSplitBatch(handler, request, batch);
+  return completeUnary(response, complete);
+}
+
+const BATCH_PATH = "/nuncio.v1.EventService/BatchPublish";
+
+function splitUnreadable(
+  handler: UniversalHandler,
+  json: JsonValue | undefined,
+  judges: Judges,
+): SplitBatch | undefined {
+  if (json === undefined) return undefined;
+  const sound = readWhatIsSound(handler.method.input, json);
+  const judged = sound ? (judges.get(handler.requestPath)?.judge(sound) ?? []) : [];
+  const faults = findJsonFaults(handler.method.input, json);
+  const unreadable = new Set(faults.map(({ path }) => path));
+  if (faults.length === 0) return undefined;
+  return splitBatch(json, faults, (place) =>
+    judged.filter(({ path }) => path.startsWith(`events[${place}]`) && !unreadable.has(path)),
+  );
+}
+
+/** Calls again with the events that can be read, and answers for all. Nothing was written by the call that failed. */
+async function answerSplitBatch(
+  handler: UniversalHandler,
+  request: UniversalServerRequest,
+  { readable, failures }: SplitBatch,
+): Promise<UniversalServerResponse> {
+  let results: readonly JsonValue[] = [];
+  let header = new Headers({ "content-type": "application/json" });
+  if ((readable.events as readonly JsonValue[]).length > 0) {
+    const body = Buffer.from(JSON.stringify(readable));
+    const requestHeader = new Headers(request.header);
+    requestHeader.set("content-length", String(body.byteLength));
+    const response = await handler({ ...request, header: requestHeader, body: once(body) });
+    if (response.status >= 400) return response;
+    const bytes = Buffer.concat(await Array.fromAsync(bytesOf(response.body)));
+    results = (JSON.parse(bytes.toString("utf8")) as { results?: JsonValue[] }).results ?? [];
+    header = new Headers(response.header);
+  }
+  const body = Buffer.from(JSON.stringify({ results: joinResults(results, failures, { registry: ERROR_DETAILS }) }));
+  // What the handler said of its own bytes is not true of these.
+  header.delete("content-encoding");
+  header.set("content-length", String(body.byteLength));
+  return { status: 200, header, body: once(body), trailer: new Headers() };
 }
 
 /** Reasons for the codes that Connect itself answers with. */

@@ -19,7 +19,7 @@ import type { Fault } from "../core/errors.ts";
 import type { Secret } from "../core/secret.ts";
 import type { Logger } from "../logger.ts";
 import { batchPublish } from "./batch-publish.ts";
-import { completeErrors, type Judges } from "./complete-errors.ts";
+import { completeErrors, ERROR_DETAILS, type Judges } from "./complete-errors.ts";
 import { createWebhookSubscription, findCreateFaults } from "./create-webhook-subscription.ts";
 import { deleteWebhookSubscription } from "./delete-webhook-subscription.ts";
 import type { RpcDependencies } from "./dependencies.ts";
@@ -115,7 +115,8 @@ export function routerOptions(options: {
   const { operatorKey, maxRequestBytes, logger, nowMs, shutdownSignal } = options;
   return {
     readMaxBytes: maxRequestBytes,
-    jsonOptions: { ignoreUnknownFields: false },
+    // The registry is for the details of a failure in a batch, which are `Any`s.
+    jsonOptions: { ignoreUnknownFields: false, registry: ERROR_DETAILS },
     requestGate: createGate(operatorKey),
     interceptors: [logCalls(logger, nowMs), translateErrors(logger)],
     ...(shutdownSignal ? { shutdownSignal } : {}),

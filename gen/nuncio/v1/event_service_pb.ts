@@ -215,7 +215,8 @@ export const EventService: GenService<{
    * Two events with the same tenant and id in one batch are one event. Events of one user keep the order of the list.
    *
    * Errors: those of Publish, per event in its result; for the call as a whole INVALID_ARGUMENT (`INVALID_REQUEST`)
-   * when the number of events is wrong or a field is unknown, and RESOURCE_EXHAUSTED (`REQUEST_TOO_LARGE`).
+   * when the number of events is wrong or something outside the events is, and RESOURCE_EXHAUSTED
+   * (`REQUEST_TOO_LARGE`).
    *
    * @generated from rpc nuncio.v1.EventService.BatchPublish
    */

@@ -60,7 +60,8 @@ type EventServiceClient interface {
 	// Two events with the same tenant and id in one batch are one event. Events of one user keep the order of the list.
 	//
 	// Errors: those of Publish, per event in its result; for the call as a whole INVALID_ARGUMENT (`INVALID_REQUEST`)
-	// when the number of events is wrong or a field is unknown, and RESOURCE_EXHAUSTED (`REQUEST_TOO_LARGE`).
+	// when the number of events is wrong or something outside the events is, and RESOURCE_EXHAUSTED
+	// (`REQUEST_TOO_LARGE`).
 	BatchPublish(context.Context, *v1.BatchPublishRequest) (*v1.BatchPublishResponse, error)
 	// Returns one event as it was accepted, defaults included.
 	//
@@ -152,7 +153,8 @@ type EventServiceHandler interface {
 	// Two events with the same tenant and id in one batch are one event. Events of one user keep the order of the list.
 	//
 	// Errors: those of Publish, per event in its result; for the call as a whole INVALID_ARGUMENT (`INVALID_REQUEST`)
-	// when the number of events is wrong or a field is unknown, and RESOURCE_EXHAUSTED (`REQUEST_TOO_LARGE`).
+	// when the number of events is wrong or something outside the events is, and RESOURCE_EXHAUSTED
+	// (`REQUEST_TOO_LARGE`).
 	BatchPublish(context.Context, *v1.BatchPublishRequest) (*v1.BatchPublishResponse, error)
 	// Returns one event as it was accepted, defaults included.
 	//
