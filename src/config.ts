@@ -123,16 +123,16 @@ export const SETTINGS = {
   retrySchedule: setting(
     "RETRY_SCHEDULE",
     "5s,1m,5m,30m,2h,5h,10h,14h,20h,24h",
-    WORKER,
+    BOTH,
     expecting(parseSchedule, "1–50 durations such as 5s,1m,2h"),
-    "Delays before the second, third … attempt, each stretched by a random 1.0–1.2, never shortened. After the last one a delivery is a dead letter.",
+    "Delays before the second, third … attempt, each stretched by a random 1.0–1.2, never shortened. After the last one a delivery is a dead letter. The worker goes by it; the server only compares it with `NUNCIO_MAX_PENDING`.",
   ),
   maxPendingMs: setting(
     "MAX_PENDING",
     "7d",
-    SERVER,
+    BOTH,
     expecting(parseDuration, "a duration such as 7d"),
-    "How long a delivery may stay unfinished; then it ends as EXPIRED. Longer than the retry schedule with its jitter, shorter than the retention of payloads (30 days).",
+    "How long a delivery may stay unfinished, from its publish on; then it ends as EXPIRED. Longer than the retry schedule with its jitter, shorter than the retention of payloads (30 days).",
   ),
   maxEventBytes: setting(
     "MAX_EVENT_BYTES",

@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { EXIT_BAD_SETTINGS, SETTINGS } from "./config.ts";
-import { openSecretBox } from "./core/encryption.ts";
+import { openSecretBox, SecretKeyError } from "./core/encryption.ts";
 import { createLogger } from "./logger.ts";
 import { openDatabase } from "./store/database.ts";
 import { resealSecrets } from "./store/secret-keys.ts";
@@ -35,7 +35,7 @@ try {
   logger.info({ resealed: total, keyId: box.currentKeyId }, "secrets.resealed");
 } catch (error) {
   logger.fatal({ error }, "secrets.failed");
-  process.exitCode = 1;
+  process.exitCode = error instanceof SecretKeyError ? EXIT_BAD_SETTINGS : 1;
 } finally {
   await db.close();
 }

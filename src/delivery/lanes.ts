@@ -50,8 +50,9 @@ export class Lanes {
       (lane) => lane.dueAtMs <= nowMs && lane.inFlight < this.#maxInFlight,
     );
     if (ready.length === 0 || free <= 0) return [];
-    this.#turn = (this.#turn + 1) % ready.length;
-    const inTurn = [...ready.slice(this.#turn), ...ready.slice(0, this.#turn)].slice(0, free);
+    const first = this.#turn % ready.length;
+    const inTurn = [...ready.slice(first), ...ready.slice(0, first)].slice(0, free);
+    this.#turn = first + inTurn.length;
     let left = free;
     return inTurn.map((lane, i) => {
       const quota = Math.min(this.#maxInFlight - lane.inFlight, Math.ceil(left / (inTurn.length - i)));

@@ -1,13 +1,14 @@
-import { createRegistry, type JsonValue, type Message } from "@bufbuild/protobuf";
+import type { JsonValue } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { errorFromJsonBytes, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
-import { file_google_rpc_error_details } from "../../gen/google/rpc/error_details_pb.ts";
-import { type Fault, invalidArgument, type Reason, withoutEchoes } from "../core/errors.ts";
+import { invalidArgument, type Reason, withoutEchoes } from "../core/errors.ts";
+import { bytesOf, isByteStream, once, readAll } from "./byte-streams.ts";
 import { detailedError } from "./interceptors/translate-errors.ts";
 import { findJsonFaults, readWhatIsSound } from "./json-faults.ts";
-import { joinResults, type SplitBatch, splitBatch } from "./unreadable-events.ts";
+import type { Judges } from "./judges.ts";
+import { answerReadableEvents } from "./unreadable-events.ts";
 
 /**
  * Gives details to the errors that Connect makes by itself, before any interceptor: bytes that do not parse, requests
@@ -30,12 +31,6 @@ export function completeErrors(router: ConnectRouter, judges: Judges): void {
   });
 }
 
-/** The types that stand as `Any` in a failure's details. */
-export const ERROR_DETAILS = createRegistry(file_google_rpc_error_details);
-
-/** What an RPC finds wrong with a message, by the RPC's request path, and the reason that it gives for it. */
-export type Judges = ReadonlyMap<string, { readonly reason: Reason; readonly judge: (message: Message) => Fault[] }>;
-
 async function answerCompletely(
   handler: UniversalHandler,
   request: UniversalServerRequest,
@@ -52,52 +47,7 @@ async function answerCompletely(
     return { ...response, body: completeTrailer(bytesOf(response.body), response.trailer, complete) };
   }
   if (response.status < 400) return response;
-  const batch = handler.requestPath === BATCH_PATH ? splitUnreadable(handler, read.json(), judges) : undefined;
-  if (batch !== undefined) return answerSplitBatch(handler, request, batch);
-  return completeUnary(response, complete);
-}
-
-const BATCH_PATH = "/nuncio.v1.EventService/BatchPublish";
-
-function splitUnreadable(
-  handler: UniversalHandler,
-  json: JsonValue | undefined,
-  judges: Judges,
-): SplitBatch | undefined {
-  if (json === undefined) return undefined;
-  const sound = readWhatIsSound(handler.method.input, json);
-  const judged = sound ? (judges.get(handler.requestPath)?.judge(sound) ?? []) : [];
-  const faults = findJsonFaults(handler.method.input, json);
-  const unreadable = new Set(faults.map(({ path }) => path));
-  if (faults.length === 0) return undefined;
-  return splitBatch(json, faults, (place) =>
-    judged.filter(({ path }) => path.startsWith(`events[${place}]`) && !unreadable.has(path)),
-  );
-}
-
-/** Calls again with the events that can be read, and answers for all. Nothing was written by the call that failed. */
-async function answerSplitBatch(
-  handler: UniversalHandler,
-  request: UniversalServerRequest,
-  { readable, failures }: SplitBatch,
-): Promise<UniversalServerResponse> {
-  let results: readonly JsonValue[] = [];
-  let header = new Headers({ "content-type": "application/json" });
-  if ((readable.events as readonly JsonValue[]).length > 0) {
-    const body = Buffer.from(JSON.stringify(readable));
-    const requestHeader = new Headers(request.header);
-    requestHeader.set("content-length", String(body.byteLength));
-    const response = await handler({ ...request, header: requestHeader, body: once(body) });
-    if (response.status >= 400) return response;
-    const bytes = Buffer.concat(await Array.fromAsync(bytesOf(response.body)));
-    results = (JSON.parse(bytes.toString("utf8")) as { results?: JsonValue[] }).results ?? [];
-    header = new Headers(response.header);
-  }
-  const body = Buffer.from(JSON.stringify({ results: joinResults(results, failures, { registry: ERROR_DETAILS }) }));
-  // What the handler said of its own bytes is not true of these.
-  header.delete("content-encoding");
-  header.set("content-length", String(body.byteLength));
-  return { status: 200, header, body: once(body), trailer: new Headers() };
+  return (await answerReadableEvents(handler, request, read.json(), judges)) ?? completeUnary(response, complete);
 }
 
 /** Reasons for the codes that Connect itself answers with. */
@@ -133,7 +83,7 @@ async function completeUnary(
   complete: (error: ConnectError) => ConnectError | undefined,
 ): Promise<UniversalServerResponse> {
   if (!response.header?.get("content-type")?.startsWith("application/json")) return response;
-  const bytes = Buffer.concat(await Array.fromAsync(bytesOf(response.body)));
+  const bytes = await readAll(response.body);
   const error = errorFromJsonBytes(bytes, undefined, new ConnectError("the answer is no error", Code.Unknown));
   const better = complete(error);
   const body = better === undefined ? bytes : errorToJsonBytes(better, undefined);
@@ -218,20 +168,4 @@ class KeptBody {
 function isPlainJson(header: Headers): boolean {
   const encoding = header.get("content-encoding");
   return (header.get("content-type") ?? "").startsWith("application/json") && (encoding ?? "identity") === "identity";
-}
-
-function isByteStream(body: unknown): body is AsyncIterable<Uint8Array> {
-  return typeof body === "object" && body !== null && Symbol.asyncIterator in body;
-}
-
-function bytesOf(body: UniversalServerResponse["body"]): AsyncIterable<Uint8Array> {
-  return isByteStream(body) ? body : none();
-}
-
-async function* once(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
-  yield bytes;
-}
-
-async function* none(): AsyncGenerator<Uint8Array> {
-  yield* [];
 }

@@ -19,7 +19,7 @@ import type { Fault } from "../core/errors.ts";
 import type { Secret } from "../core/secret.ts";
 import type { Logger } from "../logger.ts";
 import { batchPublish } from "./batch-publish.ts";
-import { completeErrors, ERROR_DETAILS, type Judges } from "./complete-errors.ts";
+import { completeErrors } from "./complete-errors.ts";
 import { createWebhookSubscription, findCreateFaults } from "./create-webhook-subscription.ts";
 import { deleteWebhookSubscription } from "./delete-webhook-subscription.ts";
 import type { RpcDependencies } from "./dependencies.ts";
@@ -30,12 +30,14 @@ import { healthService } from "./health.ts";
 import { createGate } from "./interceptors/authenticate.ts";
 import { logCalls } from "./interceptors/log-calls.ts";
 import { translateErrors } from "./interceptors/translate-errors.ts";
+import type { Judges } from "./judges.ts";
 import { listDeliveries } from "./list-deliveries.ts";
 import { listWebhookSubscriptions } from "./list-webhook-subscriptions.ts";
 import { pauseWebhookSubscription } from "./pause-webhook-subscription.ts";
 import { publish, readEvent } from "./publish.ts";
 import { reflectionService } from "./reflection.ts";
 import { resumeWebhookSubscription } from "./resume-webhook-subscription.ts";
+import { ERROR_DETAILS } from "./unreadable-events.ts";
 
 /** Every RPC, registered once for every protocol. */
 export function registerRoutes(

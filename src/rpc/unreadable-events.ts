@@ -1,19 +1,83 @@
-import { create, type JsonObject, type JsonValue, toJson } from "@bufbuild/protobuf";
+import { create, createRegistry, type JsonObject, type JsonValue, toJson } from "@bufbuild/protobuf";
 import { anyPack } from "@bufbuild/protobuf/wkt";
 import type { ConnectError } from "@connectrpc/connect";
+import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
+import { file_google_rpc_error_details } from "../../gen/google/rpc/error_details_pb.ts";
 import { type Status, StatusSchema } from "../../gen/google/rpc/status_pb.ts";
 import { type Fault, invalidArgument } from "../core/errors.ts";
+import { once, readAll } from "./byte-streams.ts";
 import { toConnectError } from "./interceptors/translate-errors.ts";
+import { findJsonFaults, readWhatIsSound } from "./json-faults.ts";
+import type { Judges } from "./judges.ts";
+
+/** The types that stand as `Any` in a failure's details. */
+export const ERROR_DETAILS = createRegistry(file_google_rpc_error_details);
+
+const BATCH_PATH = "/nuncio.v1.EventService/BatchPublish";
+
+/**
+ * Answers a JSON batch that was refused because some of its events cannot be read: publishes the others, by a second
+ * call (the refused one wrote nothing), and answers for all. Undefined for any other request.
+ */
+export async function answerReadableEvents(
+  handler: UniversalHandler,
+  request: UniversalServerRequest,
+  json: JsonValue | undefined,
+  judges: Judges,
+): Promise<UniversalServerResponse | undefined> {
+  const batch = handler.requestPath === BATCH_PATH ? splitUnreadable(handler, json, judges) : undefined;
+  return batch && answerSplitBatch(handler, request, batch);
+}
+
+function splitUnreadable(
+  handler: UniversalHandler,
+  json: JsonValue | undefined,
+  judges: Judges,
+): SplitBatch | undefined {
+  if (json === undefined) return undefined;
+  const sound = readWhatIsSound(handler.method.input, json);
+  const judged = sound ? (judges.get(handler.requestPath)?.judge(sound) ?? []) : [];
+  const faults = findJsonFaults(handler.method.input, json);
+  const unreadable = new Set(faults.map(({ path }) => path));
+  if (faults.length === 0) return undefined;
+  return splitBatch(json, faults, (place) =>
+    judged.filter(({ path }) => path.startsWith(`events[${place}]`) && !unreadable.has(path)),
+  );
+}
+
+async function answerSplitBatch(
+  handler: UniversalHandler,
+  request: UniversalServerRequest,
+  { readable, failures }: SplitBatch,
+): Promise<UniversalServerResponse> {
+  let results: readonly JsonValue[] = [];
+  let header = new Headers({ "content-type": "application/json" });
+  if ((readable.events as readonly JsonValue[]).length > 0) {
+    const body = Buffer.from(JSON.stringify(readable));
+    const requestHeader = new Headers(request.header);
+    requestHeader.set("content-length", String(body.byteLength));
+    const response = await handler({ ...request, header: requestHeader, body: once(body) });
+    if (response.status >= 400) return response;
+    const bytes = await readAll(response.body);
+    results = (JSON.parse(bytes.toString("utf8")) as { results?: JsonValue[] }).results ?? [];
+    header = new Headers(response.header);
+  }
+  const body = Buffer.from(JSON.stringify({ results: joinResults(results, failures, { registry: ERROR_DETAILS }) }));
+  // What the handler said of its own bytes is not true of these.
+  header.delete("content-encoding");
+  header.set("content-length", String(body.byteLength));
+  return { status: 200, header, body: once(body), trailer: new Headers() };
+}
 
 /** A JSON batch that was taken apart: what can be read, and by its place what cannot. */
-export type SplitBatch = { readonly readable: JsonObject; readonly failures: ReadonlyMap<number, Status> };
+type SplitBatch = { readonly readable: JsonObject; readonly failures: ReadonlyMap<number, Status> };
 
 /**
  * Takes the events that cannot be read out of a JSON batch, so that one misspelt name fails one event and not a thousand.
  * Undefined if a fault lies outside the events, where only the whole call can fail. `faultsOf` finds what else is wrong
  * with an unreadable event, for the same answer.
  */
-export function splitBatch(
+function splitBatch(
   json: JsonValue,
   faults: readonly Fault[],
   faultsOf: (place: number) => readonly Fault[],
@@ -31,7 +95,7 @@ export function splitBatch(
 }
 
 /** Puts the failures back to their places among the results of the others. */
-export function joinResults(
+function joinResults(
   results: readonly JsonValue[],
   failures: ReadonlyMap<number, Status>,
   registry: Parameters<typeof toJson>[2],

@@ -22,7 +22,7 @@ export async function checkSecretKeys(sql: Sql, box: SecretBox): Promise<void> {
 }
 
 /**
- * Seals up to `limit` secrets anew that are not under the current key, and returns how many it changed; 0 means that all
+ * Seals up to `limit` secrets anew that are not under the current key, and returns how many there were; 0 means that all
  * older keys can go. Safe beside running servers and workers: they open both. Ended subscriptions included.
  */
 export async function resealSecrets(sql: Sql, box: SecretBox, limit: number): Promise<number> {

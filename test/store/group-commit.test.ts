@@ -69,7 +69,7 @@ function start(changes: Partial<GroupCommitOptions> = {}) {
     timeoutMs: 60_000,
     ...changes,
   });
-  const publish = (...rows: AppendRow[]) => groupCommit.publish(rows);
+  const publish = async (...rows: AppendRow[]) => groupCommit.publish(rows);
   /** Settled, so that a call that fails before the test looks at it is no unhandled rejection. */
   const attempt = async (...rows: AppendRow[]) => (await Promise.allSettled([publish(...rows)]))[0];
   return { ...store, committed, publish, attempt };
