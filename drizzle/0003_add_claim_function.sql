@@ -42,7 +42,10 @@ BEGIN
     );
     SELECT array_agg(d.ctid), array_agg(d.next_at) INTO picked, due
     FROM unnest(lanes, quotas, since) AS l (lane, quota, since)
-    JOIN nuncio.webhook_subscriptions s ON s.subscription_key = l.lane AND s.state = 1 AND s.deleted_at IS NULL
+    CROSS JOIN LATERAL (
+      SELECT FROM nuncio.webhook_subscriptions s
+      WHERE s.subscription_key = l.lane AND s.state = 1 AND s.deleted_at IS NULL LIMIT 1
+    ) AS s
     CROSS JOIN LATERAL (
       SELECT q.ctid, q.next_at
       FROM nuncio.outbox q
@@ -69,8 +72,10 @@ BEGIN
   SELECT c.subscription_key, s.revision, c.event_key, c.attempt, c.failures,
     c.was_due_at, now(), c.expires_at, e.event_id, e.body, e.traceparent
   FROM claimed c
-  JOIN nuncio.webhook_subscriptions s ON s.subscription_key = c.subscription_key
-  -- One probe per row: a plain join hashes every partition of events.
+  -- One probe per row: a plain join may hash all subscriptions, and every partition of events.
+  CROSS JOIN LATERAL (
+    SELECT s.revision FROM nuncio.webhook_subscriptions s WHERE s.subscription_key = c.subscription_key LIMIT 1
+  ) AS s
   LEFT JOIN LATERAL (
     SELECT e.event_id, e.body, e.traceparent FROM nuncio.events e
     WHERE e.tenant_key = c.tenant_key AND e.event_key = c.event_key LIMIT 1

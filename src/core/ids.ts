@@ -14,6 +14,10 @@ export function toUuid(text: string): Uuid {
   return text as Uuid;
 }
 
+export function isUuid(text: string): text is Uuid {
+  return UUID_PATTERN.test(text);
+}
+
 export function formatSubscriptionId(uuid: Uuid): SubscriptionId {
   return `sub_${uuid}` as SubscriptionId;
 }

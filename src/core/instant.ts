@@ -18,6 +18,11 @@ export function toEpochMs({ seconds, nanos }: Instant): number {
   return Number(seconds) * 1000 + Math.floor(nanos / 1_000_000);
 }
 
+/** The first whole millisecond at or after: what compares rightly with times that are whole milliseconds. */
+export function toNextEpochMs({ seconds, nanos }: Instant): number {
+  return Number(seconds) * 1000 + Math.ceil(nanos / 1_000_000);
+}
+
 export function toInstant(epochMs: number): Instant {
   const seconds = Math.floor(epochMs / 1000);
   return { seconds: BigInt(seconds), nanos: Math.round((epochMs - seconds * 1000) * 1_000_000) };

@@ -1,5 +1,6 @@
 import { hash } from "node:crypto";
 import { InvalidArgumentError } from "./errors.ts";
+import { isUuid, type Uuid } from "./ids.ts";
 
 const TOKEN_BYTES_OF_BINDING = 12;
 
@@ -7,14 +8,14 @@ const TOKEN_BYTES_OF_BINDING = 12;
  * An opaque place in a list: after which key the next page begins, bound to what was listed. The binding is no
  * authority (the tenant is checked anyway); it keeps a token from being read in another list, where it means nothing.
  */
-export function formatPageToken(list: unknown, after: readonly string[]): string {
+export function formatPageToken(list: unknown, after: readonly Uuid[]): string {
   return Buffer.concat([bindingOf(list), Buffer.from(JSON.stringify(after))]).toString("base64url");
 }
 
 /** The key that the page before ended with; INVALID_PAGE_TOKEN if this is no token of this very list. */
-export function parsePageToken(list: unknown, token: string, parts: number): string[] {
+export function parsePageToken(list: unknown, token: string, parts: number): Uuid[] {
   const bytes = Buffer.from(token, "base64url");
-  const after = parseStrings(bytes.subarray(TOKEN_BYTES_OF_BINDING).toString());
+  const after = parseUuids(bytes.subarray(TOKEN_BYTES_OF_BINDING).toString());
   const bound = bytes.subarray(0, TOKEN_BYTES_OF_BINDING).equals(bindingOf(list));
   if (!bound || after?.length !== parts || bytes.toString("base64url") !== token) {
     throw new InvalidArgumentError("INVALID_PAGE_TOKEN", "page_token: is malformed, or belongs to another list", {
@@ -28,10 +29,10 @@ function bindingOf(list: unknown): Buffer {
   return hash("sha256", JSON.stringify(list), "buffer").subarray(0, TOKEN_BYTES_OF_BINDING);
 }
 
-function parseStrings(text: string): string[] | undefined {
+function parseUuids(text: string): Uuid[] | undefined {
   try {
     const value: unknown = JSON.parse(text);
-    return Array.isArray(value) && value.every((part) => typeof part === "string") ? value : undefined;
+    return Array.isArray(value) && value.every((part) => typeof part === "string" && isUuid(part)) ? value : undefined;
   } catch (error) {
     if (error instanceof SyntaxError) return undefined;
     throw error;

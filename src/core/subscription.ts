@@ -3,7 +3,7 @@ import type { Fault } from "./errors.ts";
 import type { EventType } from "./event.ts";
 import type { SubscriptionId } from "./ids.ts";
 import { checkRequestHeaders } from "./request-headers.ts";
-import { checkText } from "./text.ts";
+import { checkStorableText } from "./text.ts";
 
 /** Append-only; the number in the proto and in the database is the place in the list plus one. */
 export const SUBSCRIPTION_STATES = ["ENABLED", "PAUSED", "DISABLED"] as const;
@@ -47,6 +47,6 @@ export function checkSubscription(spec: SubscriptionSpec, policy: AddressPolicy,
       faults.push({ path: `${path}.event_types[${i}]`, description: "is named twice" });
     }
   });
-  checkText(spec.description, 1024, `${path}.description`, faults);
+  checkStorableText(spec.description, 1024, `${path}.description`, faults);
   checkRequestHeaders(spec.headers, `${path}.headers`, faults);
 }

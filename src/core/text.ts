@@ -17,6 +17,12 @@ export function checkText(text: string, limit: number, path: string, faults: Fau
   else if (!text.isWellFormed()) faults.push({ path, description: "has half of a surrogate pair in it" });
 }
 
+/** For what is stored, or looked up, as text of its own: Postgres has no U+0000. (In a body it is escaped, and welcome.) */
+export function checkStorableText(text: string, limit: number, path: string, faults: Fault[]): void {
+  checkText(text, limit, path, faults);
+  if (text.includes("\0")) faults.push({ path, description: "must not hold U+0000" });
+}
+
 export function checkTenantId(tenantId: string, path: string, faults: Fault[]): void {
   if (!TENANT_ID_PATTERN.test(tenantId)) {
     faults.push({ path, description: `must be 1–${MAX_TENANT_ID} of A-Za-z0-9_-` });

@@ -1,7 +1,7 @@
 import type { JsonValue } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
-import { errorFromJsonBytes, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
+import { codeToHttpStatus, errorFromJsonBytes, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
 import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol-grpc";
 import { invalidArgument, type Reason, withoutEchoes } from "../core/errors.ts";
 import { bytesOf, isByteStream, once, readAll } from "./byte-streams.ts";
@@ -47,7 +47,9 @@ async function answerCompletely(
     return { ...response, body: completeTrailer(bytesOf(response.body), response.trailer, complete) };
   }
   if (response.status < 400) return response;
-  return (await answerReadableEvents(handler, request, read.json(), judges)) ?? completeUnary(response, complete);
+  const published = await answerReadableEvents(handler, request, read.json(), judges);
+  const answer = published ?? response;
+  return answer.status < 400 ? answer : completeUnary(answer, complete);
 }
 
 /** Reasons for the codes that Connect itself answers with. */
@@ -67,15 +69,18 @@ function completed(
   json: JsonValue | undefined,
   judges: Judges,
 ): ConnectError | undefined {
-  const reason = REASONS[error.code];
+  // Bytes that are no message are the caller's fault; Connect calls them an internal error.
+  const unparsable = error.code === Code.Internal && error.rawMessage.startsWith("parse binary");
+  const code = unparsable ? Code.InvalidArgument : error.code;
+  const reason = REASONS[code];
   if (error.details.length > 0 || reason === undefined) return undefined;
   const faults = reason === "MALFORMED_REQUEST" && json !== undefined ? findJsonFaults(handler.method.input, json) : [];
-  if (faults.length === 0 || json === undefined) return detailedError(error.code, error.rawMessage, reason);
+  if (faults.length === 0 || json === undefined) return detailedError(code, error.rawMessage, reason);
   const judged = judges.get(handler.requestPath);
   const sound = judged && readWhatIsSound(handler.method.input, json);
   const all = withoutEchoes([...faults, ...(sound ? judged.judge(sound) : [])]);
   const refusal = invalidArgument(judged?.reason ?? "INVALID_REQUEST", all);
-  return detailedError(error.code, refusal.message, refusal.reason, { faults: all });
+  return detailedError(code, refusal.message, refusal.reason, { faults: all });
 }
 
 async function completeUnary(
@@ -89,7 +94,8 @@ async function completeUnary(
   const body = better === undefined ? bytes : errorToJsonBytes(better, undefined);
   const header = new Headers(response.header);
   header.set("content-length", String(body.byteLength));
-  return { ...response, header, body: once(body) };
+  const status = better === undefined ? response.status : codeToHttpStatus(better.code);
+  return { ...response, status, header, body: once(body) };
 }
 
 async function* completeTrailer(

@@ -91,6 +91,7 @@ function walkEnum(schema: DescEnum, json: JsonValue, path: string, faults: Fault
 function walkScalar(scalar: ScalarType, json: JsonValue, path: string, faults: Fault[]): void {
   if (scalar === ScalarType.STRING) {
     if (typeof json !== "string") faults.push({ path, description: "must be a JSON string" });
+    else if (!json.isWellFormed()) faults.push({ path, description: "has half of a surrogate pair in it" });
   } else if (scalar === ScalarType.BOOL) {
     if (typeof json !== "boolean") faults.push({ path, description: "must be true or false" });
   } else if (!/^-?\d{1,20}$/.test(String(json)) || typeof json === "boolean") {

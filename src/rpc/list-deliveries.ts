@@ -5,24 +5,25 @@ import {
   ListDeliveriesResponseSchema,
 } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import type { Fault } from "../core/errors.ts";
-import { parseSubscriptionId, toUuid } from "../core/ids.ts";
-import { toEpochMs } from "../core/instant.ts";
+import { parseSubscriptionId, type Uuid } from "../core/ids.ts";
+import { toNextEpochMs } from "../core/instant.ts";
 import { effectivePageSize, formatPageToken, parsePageToken } from "../core/page-token.ts";
+import { checkStorableText } from "../core/text.ts";
 import { whileAvailable } from "../store/database.ts";
 import { type DeliveryFilter, listDeliveries as readDeliveries } from "../store/deliveries.ts";
 import { fromDelivery, toDeliveryStates, toEventTypes } from "./convert.ts";
 import type { RpcDependencies } from "./dependencies.ts";
-import { checkPageSize, checkRequest } from "./request-checks.ts";
+import { checkPageSize, checkRequest, MAX_ID } from "./request-checks.ts";
 
 export function listDeliveries(deps: RpcDependencies) {
   return async (request: ListDeliveriesRequest): Promise<ListDeliveriesResponse> => {
     const filter = readFilter(request);
     const list = ["deliveries", request.tenantId, filter];
-    const after = request.pageToken === "" ? undefined : parsePageToken(list, request.pageToken, 2).map(toUuid);
+    const after = request.pageToken === "" ? undefined : parsePageToken(list, request.pageToken, 2);
     const limit = effectivePageSize(request.pageSize);
     const place = after && {
-      eventKey: after[0] as ReturnType<typeof toUuid>,
-      subscription: after[1] as ReturnType<typeof toUuid>,
+      eventKey: after[0] as Uuid,
+      subscription: after[1] as Uuid,
     };
 
     // One more than asked for tells whether there is another page.
@@ -45,18 +46,16 @@ function readFilter(request: ListDeliveriesRequest): DeliveryFilter {
   if (request.subscriptionId !== "" && subscription === undefined) {
     faults.push({ path: "subscription_id", description: "is no subscription id, which begins with sub_" });
   }
-  for (const field of ["event_id", "user_id"] as const) {
-    const value = field === "event_id" ? request.eventId : request.userId;
-    if (value.length > 128) faults.push({ path: field, description: "must have at most 128 characters" });
-  }
+  checkStorableText(request.eventId, MAX_ID, "event_id", faults);
+  checkStorableText(request.userId, MAX_ID, "user_id", faults);
   const filter = {
     subscription,
     states: toDeliveryStates(request.states, "states", faults),
     eventTypes: toEventTypes(request.eventTypes, "event_types", faults),
     eventId: request.eventId === "" ? undefined : request.eventId,
     userId: request.userId === "" ? undefined : request.userId,
-    createdFromMs: request.createTimeAfter && toEpochMs(request.createTimeAfter),
-    createdBeforeMs: request.createTimeBefore && toEpochMs(request.createTimeBefore),
+    createdFromMs: request.createTimeAfter && toNextEpochMs(request.createTimeAfter),
+    createdBeforeMs: request.createTimeBefore && toNextEpochMs(request.createTimeBefore),
   };
   checkRequest(request, { faults });
   return filter;

@@ -5,7 +5,6 @@ import {
   ListWebhookSubscriptionsResponseSchema,
 } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
 import type { Fault } from "../core/errors.ts";
-import { toUuid } from "../core/ids.ts";
 import { effectivePageSize, formatPageToken, parsePageToken } from "../core/page-token.ts";
 import { whileAvailable } from "../store/database.ts";
 import { listSubscriptions } from "../store/subscriptions.ts";
@@ -19,8 +18,7 @@ export function listWebhookSubscriptions(deps: RpcDependencies) {
     checkPageSize(request.pageSize, faults);
     checkRequest(request, { faults });
     const list = ["subscriptions", request.tenantId];
-    const after =
-      request.pageToken === "" ? undefined : toUuid(parsePageToken(list, request.pageToken, 1)[0] as string);
+    const after = request.pageToken === "" ? undefined : parsePageToken(list, request.pageToken, 1)[0];
     const limit = effectivePageSize(request.pageSize);
 
     // One more than asked for tells whether there is another page.

@@ -1,13 +1,13 @@
 import type { Message } from "@bufbuild/protobuf";
 import { type Fault, invalidArgument, NotFoundError, type Reason } from "../core/errors.ts";
 import { parseSubscriptionId, type Uuid } from "../core/ids.ts";
-import { checkTenantId } from "../core/text.ts";
+import { checkStorableText, checkTenantId } from "../core/text.ts";
 import { refuseUnknownFields } from "./convert.ts";
 
 type TenantRequest = Message & { readonly tenantId: string };
 
-/** Longer than any id that we give out or accept: bounds what a look-up is asked. */
-const MAX_ID = 128;
+/** At least as long as any id that we give out or accept: bounds what a look-up is asked. */
+export const MAX_ID = 128;
 
 /** The checks that every request about one tenant has in common, beside those that the RPC has found itself. */
 export function checkRequest<R extends TenantRequest>(
@@ -20,9 +20,7 @@ export function checkRequest<R extends TenantRequest>(
   for (const field of required) {
     const value = request[field];
     if (value === "") all.push({ path: field, description: "is required" });
-    else if (typeof value === "string" && value.length > MAX_ID) {
-      all.push({ path: field, description: `must have at most ${MAX_ID} characters` });
-    }
+    else if (typeof value === "string") checkStorableText(value, MAX_ID, field, all);
   }
   all.push(...faults);
   if (all.length > 0) throw invalidArgument("INVALID_REQUEST", all);

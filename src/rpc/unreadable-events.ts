@@ -56,6 +56,8 @@ async function answerSplitBatch(
     const body = Buffer.from(JSON.stringify(readable));
     const requestHeader = new Headers(request.header);
     requestHeader.set("content-length", String(body.byteLength));
+    // The answer is read here, not by the client: it must not come compressed.
+    requestHeader.delete("accept-encoding");
     const response = await handler({ ...request, header: requestHeader, body: once(body) });
     if (response.status >= 400) return response;
     const bytes = await readAll(response.body);

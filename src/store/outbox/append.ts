@@ -21,7 +21,7 @@ export type AppendResult =
  * order of the rows. Once it returns, all of it is on disk. If it throws, nothing was stored, or (a connection that
  * broke during the commit) all of it: asking again with the same ids tells which.
  *
- * The rows of one call have different (tenant, event id) pairs: `publish-queue.ts` sees to that.
+ * The rows of one call have different (tenant, event id) pairs: `group-commit.ts` sees to that.
  */
 export async function appendEvents(
   sql: Sql,
