@@ -1,4 +1,4 @@
-import type { Sql } from "postgres";
+import type { PendingQuery, Row, Sql } from "postgres";
 import { type EndReason, LOST_CLAIMS_ENDED, toEndReasonCode } from "../../core/delivery.ts";
 import type { ClaimedDelivery } from "./claim.ts";
 
@@ -8,8 +8,11 @@ export async function endDeliveries(
   claimed: readonly Pick<ClaimedDelivery, "subscriptionKey" | "eventKey" | "leaseToken">[],
   reason: EndReason,
 ): Promise<number> {
-  const ended = await sql`
-    WITH gone AS (
+  return bury(
+    sql,
+    reason,
+    // The claim has counted an attempt that was never made.
+    sql`
       DELETE FROM nuncio.outbox q
       USING unnest(
         ${claimed.map((delivery) => delivery.subscriptionKey)}::integer[],
@@ -17,33 +20,26 @@ export async function endDeliveries(
         ${claimed.map((delivery) => delivery.leaseToken.toString())}::bigint[]
       ) AS c (subscription_key, event_key, lease_token)
       WHERE q.subscription_key = c.subscription_key AND q.event_key = c.event_key AND q.lease_token = c.lease_token
-      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt - 1 AS attempt
-    )
-    INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
-    SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode(reason)}::smallint FROM gone
-    ON CONFLICT (subscription_key, event_key) DO UPDATE
-      SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason`;
-  return ended.count;
+      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt - 1 AS attempt`,
+  );
 }
 
 /** Ends up to `limit` deliveries whose last ten claims ended without a record. Served by `outbox_quarantined`. */
 export async function endLostDeliveries(sql: Sql, limit: number): Promise<number> {
-  const ended = await sql`
-    WITH lost AS (
-      SELECT q.ctid AS row FROM nuncio.outbox q
-      WHERE q.lost_claims >= 2 AND q.lost_claims + (q.lease_token IS NOT NULL)::integer >= ${LOST_CLAIMS_ENDED}::integer
-        AND q.next_at <= now()
-      LIMIT ${limit}::integer
-      FOR UPDATE SKIP LOCKED
-    ), gone AS (
-      DELETE FROM nuncio.outbox q USING lost l WHERE q.ctid = l.row
-      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt
-    )
-    INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
-    SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode("WORKER_LOST")}::smallint FROM gone
-    ON CONFLICT (subscription_key, event_key) DO UPDATE
-      SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason`;
-  return ended.count;
+  return bury(
+    sql,
+    "WORKER_LOST",
+    sql`
+      DELETE FROM nuncio.outbox q
+      WHERE q.ctid = ANY (ARRAY(
+        SELECT lost.ctid FROM nuncio.outbox lost
+        WHERE lost.lost_claims >= 2 AND lost.next_at <= now()
+          AND lost.lost_claims + (lost.lease_token IS NOT NULL)::integer >= ${LOST_CLAIMS_ENDED}::integer
+        LIMIT ${limit}::integer
+        FOR UPDATE SKIP LOCKED
+      ))
+      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt`,
+  );
 }
 
 /**
@@ -55,20 +51,31 @@ export async function cancelDeliveriesOfDeletedSubscription(
   subscriptionKey: number,
   limit: number,
 ): Promise<number> {
-  const cancelled = await sql`
-    WITH orphan AS (
-      SELECT q.ctid AS row FROM nuncio.outbox q
-      JOIN nuncio.webhook_subscriptions s ON s.subscription_key = q.subscription_key AND s.deleted_at IS NOT NULL
-      WHERE q.subscription_key = ${subscriptionKey}::integer AND (q.lease_token IS NULL OR q.lease_expires_at <= now())
-      LIMIT ${limit}::integer
-      FOR UPDATE OF q SKIP LOCKED
-    ), gone AS (
-      DELETE FROM nuncio.outbox q USING orphan o WHERE q.ctid = o.row
-      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt
-    )
+  return bury(
+    sql,
+    "SUBSCRIPTION_DELETED",
+    sql`
+      DELETE FROM nuncio.outbox q
+      WHERE q.ctid = ANY (ARRAY(
+        SELECT orphan.ctid FROM nuncio.outbox orphan
+        JOIN nuncio.webhook_subscriptions s
+          ON s.subscription_key = orphan.subscription_key AND s.deleted_at IS NOT NULL
+        WHERE orphan.subscription_key = ${subscriptionKey}::integer
+          AND (orphan.lease_token IS NULL OR orphan.lease_expires_at <= now())
+        LIMIT ${limit}::integer
+        FOR UPDATE OF orphan SKIP LOCKED
+      ))
+      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt`,
+  );
+}
+
+/** Makes dead letters of the rows that `removed` deletes, in the same statement: no row is ever in neither table. */
+async function bury(sql: Sql, reason: EndReason, removed: PendingQuery<Row[]>): Promise<number> {
+  const ended = await sql`
+    WITH gone AS (${removed})
     INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
-    SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode("SUBSCRIPTION_DELETED")}::smallint FROM gone
+    SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode(reason)}::smallint FROM gone
     ON CONFLICT (subscription_key, event_key) DO UPDATE
       SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason`;
-  return cancelled.count;
+  return ended.count;
 }
