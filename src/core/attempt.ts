@@ -1,3 +1,5 @@
+import { fromCode, toCode } from "./codes.ts";
+
 /** Names as on the wire, append-only; an outcome's number in the proto and in the database is its place plus one. */
 export const OUTCOME_KINDS = [
   "delivered",
@@ -35,13 +37,11 @@ export type Outcome =
     };
 
 export function toOutcomeCode(kind: OutcomeKind): number {
-  return OUTCOME_KINDS.indexOf(kind) + 1;
+  return toCode(OUTCOME_KINDS, kind);
 }
 
 export function fromOutcomeCode(code: number): OutcomeKind {
-  const kind = OUTCOME_KINDS[code - 1];
-  if (kind === undefined) throw new Error(`unknown outcome code ${code}`);
-  return kind;
+  return fromCode(OUTCOME_KINDS, code);
 }
 
 /** The status line decides: 2xx acknowledges, whatever became of the body after it. */

@@ -1,3 +1,5 @@
+import { fromCode, toCode } from "./codes.ts";
+
 /** Names as on the wire; a state's number in the proto is its place in this list plus one. */
 export const DELIVERY_STATES = ["PENDING", "DELIVERING", "DELIVERED", "DEAD_LETTERED", "CANCELLED"] as const;
 export type DeliveryState = (typeof DELIVERY_STATES)[number];
@@ -19,13 +21,11 @@ export type EndReason = (typeof END_REASONS)[number];
 export const CANCELLING_REASONS: readonly EndReason[] = ["ERASED", "SUBSCRIPTION_DELETED", "CANCELLED_BY_REQUEST"];
 
 export function toEndReasonCode(reason: EndReason): number {
-  return END_REASONS.indexOf(reason) + 1;
+  return toCode(END_REASONS, reason);
 }
 
 export function fromEndReasonCode(code: number): EndReason {
-  const reason = END_REASONS[code - 1];
-  if (reason === undefined) throw new Error(`unknown end reason code ${code}`);
-  return reason;
+  return fromCode(END_REASONS, code);
 }
 
 export function stateOfEnd(reason: EndReason): DeliveryState {

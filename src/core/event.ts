@@ -1,6 +1,7 @@
+import { fromCode, toCode } from "./codes.ts";
 import type { Fault } from "./errors.ts";
 import { type Instant, isValidInstant } from "./instant.ts";
-import { checkText, MAX_TENANT_ID, TENANT_ID_PATTERN } from "./text.ts";
+import { checkTenantId, checkText } from "./text.ts";
 import { checkChangedPaths, checkPrevious, checkUser, toSnake, type User, type UserStatus } from "./user.ts";
 
 /** Wire names, append-only; a type's number in the proto and in the database is its place in this list plus one. */
@@ -38,13 +39,11 @@ export type AcceptedEvent = EventDraft & {
 };
 
 export function toEventTypeCode(type: EventType): number {
-  return EVENT_TYPES.indexOf(type) + 1;
+  return toCode(EVENT_TYPES, type);
 }
 
 export function fromEventTypeCode(code: number): EventType {
-  const type = EVENT_TYPES[code - 1];
-  if (type === undefined) throw new Error(`unknown event type code ${code}`);
-  return type;
+  return fromCode(EVENT_TYPES, code);
 }
 
 const EVENT_ID_PATTERN = /^[A-Za-z0-9_:-]{1,64}$/;
@@ -66,7 +65,7 @@ export function checkEvent(draft: EventDraft, attributeKeys: ReadonlySet<string>
   const fault = (field: string, description: string) => faults.push({ path: `${path}.${field}`, description });
 
   if (draft.id !== undefined && !EVENT_ID_PATTERN.test(draft.id)) fault("id", "must be 1–64 of A-Za-z0-9_:-");
-  if (!TENANT_ID_PATTERN.test(draft.tenantId)) fault("tenant_id", `must be 1–${MAX_TENANT_ID} of A-Za-z0-9_-`);
+  checkTenantId(draft.tenantId, `${path}.tenant_id`, faults);
   if (draft.type === undefined) fault("type", "is required");
   if (draft.occurTime !== undefined && !isValidInstant(draft.occurTime)) {
     fault("occur_time", "must lie in the years 1–9999");

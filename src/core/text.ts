@@ -1,7 +1,6 @@
 import type { Fault } from "./errors.ts";
 
-export const MAX_TENANT_ID = 64;
-export const TENANT_ID_PATTERN = /^[A-Za-z0-9_-]{1,64}$/;
+const TENANT_ID_PATTERN = /^[A-Za-z0-9_-]{1,64}$/;
 
 /** Whether the text has more than `limit` Unicode code points, without counting what is short anyway. */
 export function codePointsExceed(text: string, limit: number): boolean {
@@ -25,6 +24,6 @@ export function checkStorableText(text: string, limit: number, path: string, fau
 
 export function checkTenantId(tenantId: string, path: string, faults: Fault[]): void {
   if (!TENANT_ID_PATTERN.test(tenantId)) {
-    faults.push({ path, description: `must be 1–${MAX_TENANT_ID} of A-Za-z0-9_-` });
+    faults.push({ path, description: "must be 1–64 of A-Za-z0-9_-" });
   }
 }

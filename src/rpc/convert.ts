@@ -20,6 +20,7 @@ import {
   type WebhookSubscription as WireSubscription,
 } from "../../gen/nuncio/v1/webhook_subscription_pb.ts";
 import { OUTCOME_KINDS } from "../core/attempt.ts";
+import { toCode } from "../core/codes.ts";
 import { type DeliveryState as CoreDeliveryState, DELIVERY_STATES, toEndReasonCode } from "../core/delivery.ts";
 import type { Fault } from "../core/errors.ts";
 import { type Actor, EVENT_TYPES, type EventDraft, type EventType, toEventTypeCode } from "../core/event.ts";
@@ -174,10 +175,10 @@ export function fromSubscription(subscription: Subscription): WireSubscription {
     url: subscription.url,
     eventTypes: subscription.eventTypes.map(toEventTypeCode) as WireEventType[],
     description: subscription.description,
-    state: codeOf(SUBSCRIPTION_STATES, subscription.state) as SubscriptionState,
+    state: toCode(SUBSCRIPTION_STATES, subscription.state) as SubscriptionState,
     stateReason: subscription.stateReason,
-    ordering: codeOf(SUBSCRIPTION_ORDERINGS, subscription.ordering) as WireOrdering,
-    contentType: codeOf(CONTENT_TYPES, subscription.contentType) as WireContentType,
+    ordering: toCode(SUBSCRIPTION_ORDERINGS, subscription.ordering) as WireOrdering,
+    contentType: toCode(CONTENT_TYPES, subscription.contentType) as WireContentType,
     headers: Object.fromEntries(subscription.headerNames.map((name) => [name, ""])),
     createTime: timestampFromMs(subscription.createdAt.getTime()),
     updateTime: timestampFromMs(subscription.updatedAt.getTime()),
@@ -205,7 +206,7 @@ export function fromDelivery(delivery: Delivery, attempts: readonly DeliveryAtte
       subscriptionId: formatSubscriptionId(delivery.subscription),
       userId: delivery.userId,
       userSequence: delivery.userSequence,
-      state: codeOf(DELIVERY_STATES, delivery.state) as DeliveryState,
+      state: toCode(DELIVERY_STATES, delivery.state) as DeliveryState,
       endReason: delivery.endReason && (toEndReasonCode(delivery.endReason) as DeliveryEndReason),
       attemptCount: delivery.attemptCount,
       nextAttemptTime: time(delivery.nextAttemptAtMs),
@@ -234,7 +235,7 @@ function fromAttempt(attempt: DeliveryAttempt): WireAttempt {
           body: toDuration(body),
         }),
       ),
-      outcome: codeOf(OUTCOME_KINDS, attempt.outcome) as AttemptOutcome,
+      outcome: toCode(OUTCOME_KINDS, attempt.outcome) as AttemptOutcome,
       httpStatus: attempt.httpStatus,
       errorDetail: attempt.errorDetail,
       responseExcerpt: attempt.responseExcerpt,
@@ -245,10 +246,6 @@ function fromAttempt(attempt: DeliveryAttempt): WireAttempt {
 
 function toDuration(ms: number | undefined): Duration | undefined {
   return ms === undefined ? undefined : durationFromMs(ms);
-}
-
-function codeOf<T extends string>(names: readonly T[], name: T): number {
-  return names.indexOf(name) + 1;
 }
 
 /** The member for a number, undefined for `UNSPECIFIED`; a number that stands for nothing is a fault. */

@@ -1,5 +1,6 @@
 import { and, count, desc, eq, gt, isNull, lt, sql } from "drizzle-orm";
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
+import { fromCode, toCode } from "../core/codes.ts";
 import type { SealContext, SecretBox } from "../core/encryption.ts";
 import { AlreadyExistsError, FailedPreconditionError, NotFoundError, ResourceExhaustedError } from "../core/errors.ts";
 import { fromEventTypeCode, toEventTypeCode } from "../core/event.ts";
@@ -56,9 +57,9 @@ export async function createSubscription(
       .values({
         tenantKey,
         subscriptionUuid,
-        state: codeOf(SUBSCRIPTION_STATES, "ENABLED"),
-        ordering: codeOf(SUBSCRIPTION_ORDERINGS, spec.ordering),
-        contentType: codeOf(CONTENT_TYPES, spec.contentType),
+        state: toCode(SUBSCRIPTION_STATES, "ENABLED"),
+        ordering: toCode(SUBSCRIPTION_ORDERINGS, spec.ordering),
+        contentType: toCode(CONTENT_TYPES, spec.contentType),
         eventTypes: spec.eventTypes.map(toEventTypeCode),
         url: spec.url,
         description: spec.description,
@@ -178,7 +179,7 @@ export async function pauseSubscription(
     if (state === "DISABLED") {
       throw new FailedPreconditionError("SUBSCRIPTION_DISABLED", "the subscription is disabled; resume it first");
     }
-    return { state: codeOf(SUBSCRIPTION_STATES, "PAUSED"), stateReason: "paused_by_request" };
+    return { state: toCode(SUBSCRIPTION_STATES, "PAUSED"), stateReason: "paused_by_request" };
   });
 }
 
@@ -189,7 +190,7 @@ export async function resumeSubscription(
   subscriptionUuid: Uuid,
 ): Promise<{ subscription: Subscription; lane: number }> {
   const subscription = await changeSubscription(orm, tenantId, subscriptionUuid, () => ({
-    state: codeOf(SUBSCRIPTION_STATES, "ENABLED"),
+    state: toCode(SUBSCRIPTION_STATES, "ENABLED"),
     stateReason: "",
   }));
   return { subscription, lane: (await findRow(orm, tenantId, subscriptionUuid)).subscriptionKey };
@@ -221,7 +222,7 @@ async function changeSubscription(
     const [row] = await tx
       .update(webhookSubscriptions)
       .set({
-        ...change(SUBSCRIPTION_STATES[current.state - 1] as SubscriptionState),
+        ...change(fromCode(SUBSCRIPTION_STATES, current.state)),
         revision: sql`${webhookSubscriptions.revision} + 1`,
         updatedAt: sql`now()`,
       })
@@ -251,14 +252,6 @@ async function findRow(
   return row.subscription;
 }
 
-function codeOf<T extends string>(names: readonly T[], name: T): number {
-  return names.indexOf(name) + 1;
-}
-
-function nameOf<T extends string>(names: readonly T[], code: number): T {
-  return names[code - 1] as T;
-}
-
 function toSubscription(row: SubscriptionRow, tenantId: string): Subscription {
   return {
     id: formatSubscriptionId(row.subscriptionUuid),
@@ -266,10 +259,10 @@ function toSubscription(row: SubscriptionRow, tenantId: string): Subscription {
     url: row.url,
     eventTypes: row.eventTypes.map(fromEventTypeCode),
     description: row.description,
-    state: nameOf(SUBSCRIPTION_STATES, row.state),
+    state: fromCode(SUBSCRIPTION_STATES, row.state),
     stateReason: row.stateReason,
-    ordering: nameOf(SUBSCRIPTION_ORDERINGS, row.ordering),
-    contentType: nameOf(CONTENT_TYPES, row.contentType),
+    ordering: fromCode(SUBSCRIPTION_ORDERINGS, row.ordering),
+    contentType: fromCode(CONTENT_TYPES, row.contentType),
     headerNames: row.headerNames,
     createdAt: row.createdAt,
     updatedAt: row.updatedAt,

@@ -1,4 +1,5 @@
 import type { Sql } from "postgres";
+import { fromCode } from "../core/codes.ts";
 import type { SecretBox } from "../core/encryption.ts";
 import type { Uuid } from "../core/ids.ts";
 import type { Secret } from "../core/secret.ts";
@@ -64,7 +65,7 @@ function toTarget(box: SecretBox, row: TargetRow): Target {
     tenantId: row.tenant_id,
     subscriptionUuid: row.subscription_uuid,
     url: row.url,
-    contentType: CONTENT_TYPES[row.content_type - 1] as ContentType,
+    contentType: fromCode(CONTENT_TYPES, row.content_type),
     headers: headers ? (JSON.parse(headers.reveal()) as Record<string, string>) : {},
     signingSecrets: row.ciphertexts.map((ciphertext, i) =>
       box.unseal(
