@@ -22,6 +22,7 @@ const { values: options } = parseArgs({
     quick: { type: "boolean", default: false },
     row: { type: "string", multiple: true },
     rounds: { type: "string" },
+    deliveries: { type: "string" },
   },
 });
 
@@ -43,8 +44,9 @@ progress("starting Postgres and a receiver");
 const postgres = await startBenchPostgres();
 const receiver = await startReceiver();
 try {
-  const rounds = options.rounds === undefined ? size.rounds : Number(options.rounds);
-  const bench: Bench = { postgres, receiver, size: { ...size, rounds }, progress };
+  const rounds = Number(options.rounds ?? size.rounds);
+  const deliveries = Number(options.deliveries ?? size.deliveries);
+  const bench: Bench = { postgres, receiver, size: { ...size, rounds, deliveries }, progress };
   const results: Result[] = [];
   for (const row of chosen) results.push(...(await row.measure(bench)));
 

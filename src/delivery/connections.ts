@@ -13,9 +13,16 @@ export type Connection = {
   release(reusable: boolean): void;
 };
 
+export type Origin = {
+  /** Scheme, host and port, as in a URL. */
+  readonly origin: string;
+  /** The host as it is resolved: without brackets, and without the dot of the root. */
+  readonly host: string;
+};
+
 export type Connections = {
   /** A connection to this origin at this address and no other. The address has been checked. */
-  borrow(origin: URL, host: string, address: string): Connection;
+  borrow(origin: Origin, address: string): Connection;
   close(): Promise<void>;
 };
 
@@ -59,12 +66,9 @@ export function keepConnections(nowMs: () => number, connectTimeoutMs: number): 
   }
 
   return {
-    borrow(origin, host, address) {
+    borrow(origin, address) {
       const key = `${origin.origin} ${address}`;
-      const entry = take(key) ?? {
-        client: openClient(origin.origin, host, address, connectTimeoutMs),
-        openedAtMs: nowMs(),
-      };
+      const entry = take(key) ?? { client: openClient(origin, address, connectTimeoutMs), openedAtMs: nowMs() };
       const { client } = entry;
       lent.add(client);
       return {
@@ -86,7 +90,7 @@ export function keepConnections(nowMs: () => number, connectTimeoutMs: number): 
   };
 }
 
-function openClient(origin: string, host: string, address: string, connectTimeoutMs: number): Client {
+function openClient({ origin, host }: Origin, address: string, connectTimeoutMs: number): Client {
   const dial = buildConnector({ timeout: connectTimeoutMs, allowH2: false, maxCachedSessions: 1 });
   return new Client(origin, {
     // Dials the address; the name goes into SNI and the certificate check only.

@@ -28,13 +28,13 @@ export async function deliver(
   target: ReadyTarget,
   timeoutMs: number,
 ): Promise<AttemptRecord> {
-  const startedAt = databaseTime(deps, delivery);
+  const startedAtMs = databaseTimeMs(deps, delivery);
   const body = Buffer.from(delivery.event.body);
   const headers = toRequestHeaders(target.signingKeys, {
     eventId: delivery.event.id,
     deliveryId: formatDeliveryId(delivery.eventKey, target.subscriptionUuid),
     attempt: delivery.attempt,
-    timestamp: Math.floor(startedAt.getTime() / 1000),
+    timestamp: Math.floor(startedAtMs / 1000),
     body,
     traceparent: delivery.event.traceparent,
     contentType: target.contentType,
@@ -43,7 +43,7 @@ export async function deliver(
 
   const { maxResponseBytes } = deps;
   const { outcome, phases, durationMs } = await send(deps, {
-    url: target.url,
+    destination: target.destination,
     headers,
     body,
     timeoutMs,
@@ -54,7 +54,7 @@ export async function deliver(
     failures: delivery.failures,
     schedule: deps.schedule,
     random: deps.random(),
-    remainingMs: delivery.expiresAt.getTime() - databaseTime(deps, delivery).getTime(),
+    remainingMs: delivery.expiresAtMs - databaseTimeMs(deps, delivery),
   });
   return {
     subscriptionKey: delivery.subscriptionKey,
@@ -62,7 +62,7 @@ export async function deliver(
     leaseToken: delivery.leaseToken,
     tenantKey: target.tenantKey,
     number: delivery.attempt,
-    startedAt,
+    startedAtMs,
     durationMs,
     phases,
     outcome,
@@ -71,6 +71,6 @@ export async function deliver(
 }
 
 /** The database's clock: what it said at the claim, and the monotonic time since. A wrong clock of ours cannot matter. */
-export function databaseTime({ nowMs }: Pick<SendDependencies, "nowMs">, delivery: Sendable): Date {
-  return new Date(delivery.claimedAt.getTime() + (nowMs() - delivery.claimSentAtMs));
+export function databaseTimeMs({ nowMs }: Pick<SendDependencies, "nowMs">, delivery: Sendable): number {
+  return delivery.claimedAtMs + (nowMs() - delivery.claimSentAtMs);
 }

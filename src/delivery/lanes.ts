@@ -12,7 +12,7 @@ type Lane = {
   inFlight: number;
   /** Counts the wakes, so that one that comes while a claim is on its way is not forgotten when that finds nothing. */
   wakes: number;
-  since: Date | "-infinity";
+  sinceMs: number;
   lookedFromStartAtMs: number;
 };
 
@@ -59,25 +59,25 @@ export class Lanes {
       left -= quota;
       const fromStart = nowMs - lane.lookedFromStartAtMs >= FULL_LOOK_EVERY_MS;
       if (fromStart) lane.lookedFromStartAtMs = nowMs;
-      return { lane: lane.key, quota, since: fromStart ? "-infinity" : lane.since, wakes: lane.wakes };
+      return { lane: lane.key, quota, sinceMs: fromStart ? Number.NEGATIVE_INFINITY : lane.sinceMs, wakes: lane.wakes };
     });
   }
 
   /** What the claim of these picks brought: a lane that gave less than its quota has nothing more for now. */
   claimed(picks: readonly LanePick[], claimed: readonly ClaimedDelivery[]): void {
     const latest = new Map<number, { count: number; dueAt: number }>();
-    for (const { subscriptionKey, wasDueAt } of claimed) {
+    for (const { subscriptionKey, wasDueAtMs } of claimed) {
       const seen = latest.get(subscriptionKey);
       latest.set(subscriptionKey, {
         count: (seen?.count ?? 0) + 1,
-        dueAt: Math.max(seen?.dueAt ?? 0, wasDueAt.getTime()),
+        dueAt: Math.max(seen?.dueAt ?? 0, wasDueAtMs),
       });
       this.#laneOf(subscriptionKey).inFlight += 1;
     }
     for (const pick of picks) {
       const lane = this.#laneOf(pick.lane);
       const found = latest.get(pick.lane);
-      if (found) lane.since = new Date(found.dueAt - LATE_COMMIT_MS);
+      if (found) lane.sinceMs = found.dueAt - LATE_COMMIT_MS;
       if ((found?.count ?? 0) < pick.quota && lane.wakes === pick.wakes) lane.dueAtMs = Number.POSITIVE_INFINITY;
     }
   }
@@ -112,7 +112,7 @@ export class Lanes {
         dueAtMs: Number.POSITIVE_INFINITY,
         inFlight: 0,
         wakes: 0,
-        since: "-infinity",
+        sinceMs: Number.NEGATIVE_INFINITY,
         lookedFromStartAtMs: never,
       };
       this.#lanes.set(key, lane);

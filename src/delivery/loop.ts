@@ -5,7 +5,7 @@ import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } fr
 import { cancelDeliveriesOfDeletedSubscription, endDeliveries, endLostDeliveries } from "../store/outbox/end.ts";
 import { listLanes } from "../store/outbox/lanes.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
-import { type DeliverDependencies, databaseTime, deliver, type Sendable } from "./deliver.ts";
+import { type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
 import { Lanes } from "./lanes.ts";
 import { type Recorded, Recorder } from "./recorder.ts";
 import type { ReadyTarget, TargetCache } from "./targets.ts";
@@ -187,7 +187,7 @@ class Loop implements DeliveryLoop {
       const sendable = toSendable(delivery, claimSentAtMs);
       const ageMs = this.#deps.nowMs() - claimSentAtMs;
       if (sendable === undefined) expired.push(delivery);
-      else if (databaseTime(this.#deps, sendable) >= delivery.expiresAt) expired.push(delivery);
+      else if (databaseTimeMs(this.#deps, sendable) >= delivery.expiresAtMs) expired.push(delivery);
       else if (this.#draining || target === undefined || target.revision < delivery.revision) handBack.push(delivery);
       else {
         const timeoutMs = ageMs > STALE_CLAIM_MS ? undefined : timeLimitWithin(leaseMs - ageMs, requestTimeoutMs);

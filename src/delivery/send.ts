@@ -1,7 +1,7 @@
 import type { Dispatcher } from "undici";
 import { hostOf, type Verdict } from "../core/address-policy.ts";
 import { classifyFailure, classifyStatus, type Outcome, type Phase, type PhaseDurations } from "../core/attempt.ts";
-import type { Connection, Connections } from "./connections.ts";
+import type { Connection, Connections, Origin } from "./connections.ts";
 import type { Resolve } from "./resolver.ts";
 
 export type SendDependencies = {
@@ -13,8 +13,18 @@ export type SendDependencies = {
   readonly nowMs: () => number;
 };
 
+/** Where a request goes, taken apart once for all the requests that go there. */
+export type Destination = Origin & {
+  /** Path and query. */
+  readonly path: string;
+};
+
+export function toDestination(url: URL): Destination {
+  return { origin: url.origin, host: hostOf(url), path: url.pathname + url.search };
+}
+
 export type OutgoingRequest = {
-  readonly url: URL;
+  readonly destination: Destination;
   /** Names and values in turn. */
   readonly headers: readonly string[];
   readonly body: Buffer;
@@ -65,30 +75,24 @@ class Exchange implements Dispatcher.DispatchHandler {
     return new Promise((settle) => {
       this.#settle = settle;
       this.#deadline = setTimeout(() => this.#expire(), this.#request.timeoutMs);
-      this.#connect().catch((error) => this.#finish(classifyFailure(error, this.#phase)));
+      this.#deps.resolve(this.#request.destination.host).then(
+        (addresses) => this.#dial(addresses),
+        (error) => this.#finish({ kind: "dns_failed", detail: `dns: ${codeOf(error)}` }),
+      );
     });
   }
 
-  async #connect(): Promise<void> {
-    const { url, headers, body } = this.#request;
-    const host = hostOf(url);
-    const addresses = await this.#lookUp(host);
-    if (addresses === undefined || this.#settled) return;
+  #dial(addresses: readonly string[]): void {
+    if (this.#settled) return;
+    const { destination, headers, body } = this.#request;
     const verdict = this.#deps.judge(addresses);
     if (verdict.kind === "refused") return this.#finish({ kind: "address_refused", detail: verdict.reason });
     this.#enter("connect");
-    this.#connection = this.#deps.connections.borrow(url, host, addresses[0] as string);
-    const path = url.pathname + url.search;
-    this.#connection.dispatch({ path, method: "POST", headers: headers as string[], body }, this);
-  }
-
-  async #lookUp(host: string): Promise<readonly string[] | undefined> {
     try {
-      return await this.#deps.resolve(host);
+      this.#connection = this.#deps.connections.borrow(destination, addresses[0] as string);
+      this.#connection.dispatch({ path: destination.path, method: "POST", headers: headers as string[], body }, this);
     } catch (error) {
-      const code = error instanceof Error && "code" in error ? String(error.code) : "no answer";
-      this.#finish({ kind: "dns_failed", detail: `dns: ${code}` });
-      return undefined;
+      this.#finish(classifyFailure(error as Error, this.#phase));
     }
   }
 
@@ -158,4 +162,8 @@ class Exchange implements Dispatcher.DispatchHandler {
     this.#phases[this.#phase] = now - this.#phaseBeganAtMs;
     this.#settle({ outcome, phases: this.#phases, durationMs: now - this.#startedAtMs });
   }
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : "no answer";
 }

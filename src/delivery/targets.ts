@@ -2,10 +2,11 @@ import type { Sql } from "postgres";
 import type { SecretBox } from "../core/encryption.ts";
 import { type SigningKey, toSigningKey } from "../core/signature.ts";
 import { loadTargets, type Target } from "../store/targets.ts";
+import { type Destination, toDestination } from "./send.ts";
 
-/** A target whose URL is parsed and whose keys are ready. */
+/** A target whose URL is taken apart and whose keys are ready. */
 export type ReadyTarget = Omit<Target, "url" | "signingSecrets"> & {
-  readonly url: URL;
+  readonly destination: Destination;
   readonly signingKeys: readonly SigningKey[];
 };
 
@@ -42,5 +43,5 @@ export function cacheTargets(sql: Sql, box: SecretBox): TargetCache {
 }
 
 function toReady({ url, signingSecrets, ...target }: Target): ReadyTarget {
-  return { ...target, url: new URL(url), signingKeys: signingSecrets.map(toSigningKey) };
+  return { ...target, destination: toDestination(new URL(url)), signingKeys: signingSecrets.map(toSigningKey) };
 }

@@ -4,9 +4,9 @@ import type { Uuid } from "../../src/core/ids.ts";
 import { type LanePick, Lanes } from "../../src/delivery/lanes.ts";
 import type { ClaimedDelivery } from "../../src/store/outbox/claim.ts";
 
-const DUE_AT = new Date("2026-03-01T12:00:00.000Z");
+const DUE_AT_MS = Date.parse("2026-03-01T12:00:00.000Z");
 
-function delivery(lane: number, wasDueAt = DUE_AT): ClaimedDelivery {
+function delivery(lane: number, wasDueAtMs = DUE_AT_MS): ClaimedDelivery {
   return {
     subscriptionKey: lane,
     revision: 1,
@@ -14,15 +14,15 @@ function delivery(lane: number, wasDueAt = DUE_AT): ClaimedDelivery {
     leaseToken: 1n,
     attempt: 1,
     failures: 0,
-    wasDueAt,
-    claimedAt: DUE_AT,
-    expiresAt: DUE_AT,
+    wasDueAtMs,
+    claimedAtMs: DUE_AT_MS,
+    expiresAtMs: DUE_AT_MS,
     event: null,
   };
 }
 
-const deliveries = (lane: number, count: number, wasDueAt = DUE_AT) =>
-  Array.from({ length: count }, () => delivery(lane, wasDueAt));
+const deliveries = (lane: number, count: number, wasDueAtMs = DUE_AT_MS) =>
+  Array.from({ length: count }, () => delivery(lane, wasDueAtMs));
 
 /** Lanes 1 to `count`, all due at 0. */
 function dueLanes(count: number, maxInFlight: number): Lanes {
@@ -230,10 +230,10 @@ describe("since", () => {
 
   it("is a minute before the latest due time that was claimed, whatever the order of the rows", () => {
     const { lanes, pick } = oneLane();
-    expect(pick(0).since).toBe("-infinity");
-    const rows = [300, 900, 600].map((ms) => delivery(1, new Date(DUE_AT.getTime() + ms)));
+    expect(pick(0).sinceMs).toBe(Number.NEGATIVE_INFINITY);
+    const rows = [300, 900, 600].map((ms) => delivery(1, DUE_AT_MS + ms));
     lanes.claimed([{ ...pick(1), quota: 3 }], rows);
-    expect(pick(2).since).toEqual(new Date(DUE_AT.getTime() + 900 - MINUTE));
+    expect(pick(2).sinceMs).toBe(DUE_AT_MS + 900 - MINUTE);
   });
 
   it("never passes what was claimed less a minute, and is the beginning every 5 s", () => {
@@ -249,15 +249,14 @@ describe("since", () => {
           lanes.wake(1, nowMs);
           const picked: LanePick = pick(nowMs);
           if (nowMs - lookedFromStartAtMs >= 5_000) {
-            expect(picked.since).toBe("-infinity");
+            expect(picked.sinceMs).toBe(Number.NEGATIVE_INFINITY);
             lookedFromStartAtMs = nowMs;
           } else {
-            const bound = latest === undefined ? "-infinity" : new Date(latest - MINUTE);
-            expect(picked.since).toEqual(bound);
+            expect(picked.sinceMs).toBe(latest === undefined ? Number.NEGATIVE_INFINITY : latest - MINUTE);
           }
-          const rows = brings.map((ms) => delivery(1, new Date(DUE_AT.getTime() + ms)));
+          const rows = brings.map((ms) => delivery(1, DUE_AT_MS + ms));
           lanes.claimed([picked], rows);
-          if (brings.length > 0) latest = DUE_AT.getTime() + Math.max(...brings);
+          if (brings.length > 0) latest = DUE_AT_MS + Math.max(...brings);
           for (const _ of rows) lanes.finished(1);
         }
       }),
@@ -269,8 +268,8 @@ describe("since", () => {
     const { lanes, pick } = oneLane();
     lanes.claimed([{ ...pick(0), quota: 1 }], deliveries(1, 1));
     lanes.wake(2, 0);
-    const since = new Map(lanes.pick(1, 100).map((picked) => [picked.lane, picked.since]));
-    expect(since.get(2)).toBe("-infinity");
-    expect(since.get(1)).not.toBe("-infinity");
+    const since = new Map(lanes.pick(1, 100).map((picked) => [picked.lane, picked.sinceMs]));
+    expect(since.get(2)).toBe(Number.NEGATIVE_INFINITY);
+    expect(since.get(1)).not.toBe(Number.NEGATIVE_INFINITY);
   });
 });

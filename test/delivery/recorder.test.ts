@@ -1,11 +1,10 @@
 import { describe, expect, it } from "vitest";
-import { toUuid } from "../../src/core/ids.ts";
 import { Recorder } from "../../src/delivery/recorder.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import type { AttemptRecord } from "../../src/store/outbox/record.ts";
 import { useDatabase } from "../support/database.ts";
-import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
+import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 
 const db = useDatabase();
 
@@ -14,20 +13,9 @@ async function claimedRecords(count: number): Promise<AttemptRecord[]> {
   const { lane } = await addSubscription(db, tenant);
   const rows = Array.from({ length: count }, () => toRow(draftEvent(tenant)));
   await appendEvents(db.server.hot, rows, { maxPendingMs: 86_400_000 });
-  const quota = [{ lane, quota: count, since: "-infinity" as const }];
+  const quota = [{ lane, quota: count, sinceMs: Number.NEGATIVE_INFINITY }];
   const claimed = await claimDueDeliveries(db.worker.hot, quota, { leaseMs: 25_000, leaseToken: 1n });
-  return claimed.map((delivery) => ({
-    subscriptionKey: lane,
-    eventKey: toUuid(delivery.eventKey),
-    leaseToken: 1n,
-    tenantKey: 1,
-    number: 1,
-    startedAt: delivery.claimedAt,
-    durationMs: 1,
-    phases: {},
-    outcome: { kind: "delivered", httpStatus: 200 },
-    decision: { kind: "delivered" },
-  }));
+  return claimed.map((delivery) => recordOf(delivery));
 }
 
 describe("the recorder", () => {
@@ -49,7 +37,7 @@ describe("the recorder", () => {
   it("keeps one record that cannot be written from taking the others with it", async () => {
     const records = await claimedRecords(9);
     // There is no partition for that day.
-    records[4] = { ...(records[4] as AttemptRecord), startedAt: new Date("2001-01-01T00:00:00Z") };
+    records[4] = { ...(records[4] as AttemptRecord), startedAtMs: Date.parse("2001-01-01T00:00:00Z") };
     const written: AttemptRecord[] = [];
     const failures: unknown[] = [];
     const recorder = new Recorder(

@@ -8,7 +8,7 @@ import { afterAll, describe, expect, it } from "vitest";
 import { type AddressPolicy, judgeAnswer, parseAllowedCidrs } from "../../src/core/address-policy.ts";
 import { keepConnections } from "../../src/delivery/connections.ts";
 import { createResolver, type Resolve, shareAnswers } from "../../src/delivery/resolver.ts";
-import { type OutgoingRequest, send } from "../../src/delivery/send.ts";
+import { type OutgoingRequest, send, toDestination } from "../../src/delivery/send.ts";
 import { cleanUp } from "../support/clean-up.ts";
 import { openReceiver } from "../support/receiver.ts";
 import { LOOPBACK_POLICY } from "../support/service.ts";
@@ -17,13 +17,13 @@ const nowMs = () => performance.now();
 const connections = keepConnections(nowMs, 5_000);
 afterAll(() => connections.close());
 
-type Options = { resolve?: Resolve; policy?: AddressPolicy } & Partial<Omit<OutgoingRequest, "url">>;
+type Options = { resolve?: Resolve; policy?: AddressPolicy } & Partial<Omit<OutgoingRequest, "destination">>;
 
 function post(url: string, { resolve = createResolver(1_000), policy = LOOPBACK_POLICY, ...request }: Options = {}) {
   return send(
     { resolve, connections, judge: (addresses) => judgeAnswer(addresses, policy), nowMs },
     {
-      url: new URL(url),
+      destination: toDestination(new URL(url)),
       headers: ["x-test", "1"],
       body: Buffer.from("{}"),
       timeoutMs: 5_000,

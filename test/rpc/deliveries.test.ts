@@ -20,7 +20,7 @@ import { type AttemptRecord, recordAttempts } from "../../src/store/outbox/recor
 import { deleteSubscription } from "../../src/store/subscriptions.ts";
 import { useDatabase } from "../support/database.ts";
 import { failureOf } from "../support/errors.ts";
-import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
+import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 import { createDependencies, inProcess } from "../support/service.ts";
 
 const db = useDatabase();
@@ -41,7 +41,7 @@ async function publish(tenantId: string, count: number, of: (i: number) => Parti
 }
 
 const claim = (lane: number, quota = 100) =>
-  claimDueDeliveries(db.worker.hot, [{ lane, quota, since: "-infinity" }], {
+  claimDueDeliveries(db.worker.hot, [{ lane, quota, sinceMs: Number.NEGATIVE_INFINITY }], {
     leaseMs: 25_000,
     leaseToken: randomBytes(8).readBigInt64BE(),
   });
@@ -58,17 +58,7 @@ async function record(
   if (claimed.length === 0) return;
   const [row] = await db.admin`
     SELECT tenant_key FROM nuncio.webhook_subscriptions WHERE subscription_key = ${claimed[0]?.subscriptionKey ?? 0}`;
-  const records = claimed.map((one) => ({
-    subscriptionKey: one.subscriptionKey,
-    eventKey: one.eventKey,
-    leaseToken: one.leaseToken,
-    tenantKey: row?.tenant_key,
-    number: one.attempt,
-    startedAt: one.claimedAt,
-    durationMs: 12.3,
-    phases: {},
-    ...changes,
-  }));
+  const records = claimed.map((one) => recordOf(one, { tenantKey: row?.tenant_key, phases: {}, ...changes }));
   await recordAttempts(db.worker.hot, records);
 }
 

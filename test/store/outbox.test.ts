@@ -4,11 +4,11 @@ import { appendEvents } from "../../src/store/outbox/append.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../../src/store/outbox/claim.ts";
 import { endLostDeliveries } from "../../src/store/outbox/end.ts";
 import { listLanes } from "../../src/store/outbox/lanes.ts";
-import { type AttemptRecord, recordAttempts } from "../../src/store/outbox/record.ts";
+import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { releaseDeliveries } from "../../src/store/outbox/release.ts";
 import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscriptions.ts";
 import { useDatabase } from "../support/database.ts";
-import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
+import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 
 const db = useDatabase();
 const PENDING = { maxPendingMs: 7 * 86_400_000 };
@@ -22,23 +22,10 @@ async function publish(tenantId: string, count: number, userId = "u_1") {
 }
 
 function claim(lane: number, quota = 100, leaseMs = 25_000) {
-  return claimDueDeliveries(db.worker.hot, [{ lane, quota, since: "-infinity" }], { leaseMs, leaseToken: newToken() });
-}
-
-function recordOf(claimed: ClaimedDelivery, changes: Partial<AttemptRecord> = {}): AttemptRecord {
-  return {
-    subscriptionKey: claimed.subscriptionKey,
-    eventKey: claimed.eventKey,
-    leaseToken: claimed.leaseToken,
-    tenantKey: 1,
-    number: claimed.attempt,
-    startedAt: claimed.claimedAt,
-    durationMs: 12.3,
-    phases: { dns: 0.2, connect: 1 },
-    outcome: { kind: "delivered", httpStatus: 200 },
-    decision: { kind: "delivered" },
-    ...changes,
-  };
+  return claimDueDeliveries(db.worker.hot, [{ lane, quota, sinceMs: Number.NEGATIVE_INFINITY }], {
+    leaseMs,
+    leaseToken: newToken(),
+  });
 }
 
 const failed = { kind: "http_status", httpStatus: 500, detail: "HTTP 500", excerpt: "oh\0no" } as const;

@@ -5,7 +5,7 @@ import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import { listLanes } from "../../src/store/outbox/lanes.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { useDatabase } from "../support/database.ts";
-import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
+import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 
 const db = useDatabase();
 
@@ -39,7 +39,7 @@ async function fill(): Promise<number[]> {
 describe("the plan of a hot statement", () => {
   it("reads a lane's first due rows in the order of the index, whatever waits behind them", async () => {
     const lanes = await fill();
-    const quotas = lanes.map((lane) => ({ lane, quota: 2, since: "-infinity" as const }));
+    const quotas = lanes.map((lane) => ({ lane, quota: 2, sinceMs: Number.NEGATIVE_INFINITY }));
     let claimed: Awaited<ReturnType<typeof claimDueDeliveries>> = [];
     const plans = await plansOf(async (sql) => {
       // Often enough for Postgres to settle on its generic plan.
@@ -61,18 +61,7 @@ describe("the plan of a hot statement", () => {
       expect(plan).not.toMatch(/Hash|Seq Scan on (outbox|events)/);
     }
 
-    const records = claimed.map((delivery) => ({
-      subscriptionKey: delivery.subscriptionKey,
-      eventKey: delivery.eventKey,
-      leaseToken: delivery.leaseToken,
-      tenantKey: 1,
-      number: delivery.attempt,
-      startedAt: delivery.claimedAt,
-      durationMs: 1,
-      phases: {},
-      outcome: { kind: "delivered", httpStatus: 200 } as const,
-      decision: { kind: "delivered" } as const,
-    }));
+    const records = claimed.map((delivery) => recordOf(delivery));
     const recordPlans = await plansOf(async (sql) => {
       for (let i = 0; i < 8; i += 1) await recordAttempts(sql, records.slice(i * 10, (i + 1) * 10));
     });

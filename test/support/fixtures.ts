@@ -8,6 +8,8 @@ import { Secret } from "../../src/core/secret.ts";
 import { formatSigningSecret } from "../../src/core/signature.ts";
 import type { Subscription, SubscriptionSpec } from "../../src/core/subscription.ts";
 import type { AppendRow } from "../../src/store/outbox/append.ts";
+import type { ClaimedDelivery } from "../../src/store/outbox/claim.ts";
+import type { AttemptRecord } from "../../src/store/outbox/record.ts";
 import { createSubscription } from "../../src/store/subscriptions.ts";
 import type { TestDatabase } from "./database.ts";
 
@@ -69,4 +71,21 @@ export async function addSubscription(
   const [row] =
     await db.admin`SELECT subscription_key FROM nuncio.webhook_subscriptions WHERE subscription_uuid = ${uuid}`;
   return { subscription, uuid, lane: row?.subscription_key, secret };
+}
+
+/** What a worker records of a claimed delivery that its receiver took at once. */
+export function recordOf(claimed: ClaimedDelivery, changes: Partial<AttemptRecord> = {}): AttemptRecord {
+  return {
+    subscriptionKey: claimed.subscriptionKey,
+    eventKey: claimed.eventKey,
+    leaseToken: claimed.leaseToken,
+    tenantKey: 1,
+    number: claimed.attempt,
+    startedAtMs: claimed.claimedAtMs,
+    durationMs: 12.3,
+    phases: { dns: 0.2, connect: 1 },
+    outcome: { kind: "delivered", httpStatus: 200 },
+    decision: { kind: "delivered" },
+    ...changes,
+  };
 }

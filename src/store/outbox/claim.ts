@@ -1,12 +1,13 @@
 import type { Sql } from "postgres";
 import type { Uuid } from "../../core/ids.ts";
+import { toArrayText } from "../array-text.ts";
 
 /** Which lane to look into, for how many rows, and from which due time on. */
 export type LaneQuota = {
   readonly lane: number;
   readonly quota: number;
-  /** A due time behind which nothing is left; `-infinity` looks at everything. */
-  readonly since: Date | "-infinity";
+  /** A due time behind which nothing is left, in milliseconds since 1970; minus infinity looks at everything. */
+  readonly sinceMs: number;
 };
 
 /** A delivery that is ours until its lease ends, or until another claim takes it after that. */
@@ -19,10 +20,10 @@ export type ClaimedDelivery = {
   /** The number of this attempt, from 1. */
   readonly attempt: number;
   readonly failures: number;
-  readonly wasDueAt: Date;
-  /** `now()` of the claim: the database's clock, from which all times of this attempt are reckoned. */
-  readonly claimedAt: Date;
-  readonly expiresAt: Date;
+  /** All three by the database's clock, in milliseconds since 1970; `claimedAtMs` is the claim's `now()`. */
+  readonly wasDueAtMs: number;
+  readonly claimedAtMs: number;
+  readonly expiresAtMs: number;
   /** Null only if the payload is gone, which retention rules out. */
   readonly event: { readonly id: string; readonly body: string; readonly traceparent: string | null } | null;
 };
@@ -33,9 +34,9 @@ type ClaimRow = {
   event_key: Uuid;
   attempt: number;
   failures: number;
-  was_due_at: Date;
-  claimed_at: Date;
-  expires_at: Date;
+  was_due_ms: number;
+  claimed_ms: number;
+  expires_ms: number;
   event_id: string | null;
   body: string | null;
   traceparent: string | null;
@@ -55,9 +56,9 @@ export async function claimDueDeliveries(
 ): Promise<ClaimedDelivery[]> {
   const rows = await sql<ClaimRow[]>`
     SELECT * FROM nuncio.claim_deliveries(
-      ${lanes.map(({ lane }) => lane)}::integer[],
-      ${lanes.map(({ quota }) => quota)}::integer[],
-      ${lanes.map(({ since }) => (since === "-infinity" ? since : since.toISOString()))}::text[]::timestamptz[],
+      ${toArrayText(lanes, ({ lane }) => lane)}::integer[],
+      ${toArrayText(lanes, ({ quota }) => quota)}::integer[],
+      ${toArrayText(lanes, ({ sinceMs }) => sinceMs)}::double precision[],
       false, ${leaseMs}::integer, ${leaseToken.toString()}::bigint)`;
   return rows.map((row) => toClaimedDelivery(row, leaseToken));
 }
@@ -80,9 +81,9 @@ function toClaimedDelivery(row: ClaimRow, leaseToken: bigint): ClaimedDelivery {
     leaseToken,
     attempt: row.attempt,
     failures: row.failures,
-    wasDueAt: row.was_due_at,
-    claimedAt: row.claimed_at,
-    expiresAt: row.expires_at,
+    wasDueAtMs: row.was_due_ms,
+    claimedAtMs: row.claimed_ms,
+    expiresAtMs: row.expires_ms,
     event:
       row.event_id === null || row.body === null
         ? null

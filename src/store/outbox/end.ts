@@ -1,5 +1,6 @@
 import type { PendingQuery, Row, Sql } from "postgres";
 import { type EndReason, LOST_CLAIMS_ENDED, toEndReasonCode } from "../../core/delivery.ts";
+import { toArrayText } from "../array-text.ts";
 import type { ClaimedDelivery } from "./claim.ts";
 
 /** Ends claimed deliveries without an attempt, as dead letters with a reason, where the lease is still ours. */
@@ -15,9 +16,9 @@ export async function endDeliveries(
     sql`
       DELETE FROM nuncio.outbox q
       USING unnest(
-        ${claimed.map((delivery) => delivery.subscriptionKey)}::integer[],
-        ${claimed.map((delivery) => delivery.eventKey)}::uuid[],
-        ${claimed.map((delivery) => delivery.leaseToken.toString())}::bigint[]
+        ${toArrayText(claimed, (delivery) => delivery.subscriptionKey)}::integer[],
+        ${toArrayText(claimed, (delivery) => delivery.eventKey)}::uuid[],
+        ${toArrayText(claimed, (delivery) => delivery.leaseToken)}::bigint[]
       ) AS c (subscription_key, event_key, lease_token)
       WHERE q.subscription_key = c.subscription_key AND q.event_key = c.event_key AND q.lease_token = c.lease_token
       RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt - 1 AS attempt`,

@@ -3,6 +3,7 @@ import { type Outcome, type PhaseDurations, toOutcomeCode } from "../../core/att
 import { toEndReasonCode } from "../../core/delivery.ts";
 import type { Uuid } from "../../core/ids.ts";
 import type { Decision } from "../../core/retry-policy.ts";
+import { toArrayText } from "../array-text.ts";
 
 /** What one attempt met, and what follows from it. */
 export type AttemptRecord = {
@@ -11,7 +12,8 @@ export type AttemptRecord = {
   readonly leaseToken: bigint;
   readonly tenantKey: number;
   readonly number: number;
-  readonly startedAt: Date;
+  /** By the database's clock, in milliseconds since 1970. */
+  readonly startedAtMs: number;
   readonly durationMs: number;
   readonly phases: PhaseDurations;
   readonly outcome: Outcome;
@@ -23,68 +25,73 @@ export type AttemptRecord = {
  * whether it was stale. Where the lease has moved on, the attempt is kept, marked stale, and nothing else changes.
  *
  * If we crash before this returns, each row is as it was under its lease, and is due again when that ends.
- * Rows are locked in key order, so that two records cannot deadlock; found by the primary key.
+ *
+ * Rows are found by the primary key and touched once: the token in the condition is the fence, also against a claim that
+ * commits meanwhile, since Postgres judges the condition anew on the row that it finds after waiting. Two records cannot
+ * deadlock: a row has one token at a time, so no two of them hold or want the same row.
  */
 export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]): Promise<boolean[]> {
-  const rows = await sql<{ place: string; stale: boolean }[]>`
+  const rows = await sql<{ place: number }[]>`
     WITH attempt AS MATERIALIZED (
       SELECT * FROM unnest(
-        ${records.map((record) => record.subscriptionKey)}::integer[],
-        ${records.map((record) => record.eventKey)}::uuid[],
-        ${records.map((record) => record.leaseToken.toString())}::bigint[],
-        ${records.map((record) => record.tenantKey)}::integer[],
-        ${records.map((record) => record.number)}::smallint[],
-        ${records.map((record) => record.startedAt.toISOString())}::timestamptz[],
-        ${records.map((record) => Math.round(record.durationMs))}::integer[],
-        ${records.map((record) => toOutcomeCode(record.outcome.kind))}::smallint[],
-        ${records.map((record) => record.outcome.httpStatus ?? null)}::smallint[],
-        ${records.map((record) => roundOrNull(record.phases.dns))}::integer[],
-        ${records.map((record) => roundOrNull(record.phases.connect))}::integer[],
-        ${records.map((record) => roundOrNull(record.phases.first_byte))}::integer[],
-        ${records.map((record) => roundOrNull(record.phases.body))}::integer[],
+        ${toArrayText(records, (record) => record.subscriptionKey)}::integer[],
+        ${toArrayText(records, (record) => record.eventKey)}::uuid[],
+        ${toArrayText(records, (record) => record.leaseToken)}::bigint[],
+        ${toArrayText(records, (record) => record.tenantKey)}::integer[],
+        ${toArrayText(records, (record) => record.number)}::smallint[],
+        ${toArrayText(records, (record) => record.startedAtMs)}::double precision[],
+        ${toArrayText(records, (record) => Math.round(record.durationMs))}::integer[],
+        ${toArrayText(records, (record) => toOutcomeCode(record.outcome.kind))}::smallint[],
+        ${toArrayText(records, (record) => record.outcome.httpStatus)}::smallint[],
+        ${toArrayText(records, (record) => toWholeMs(record.phases.dns))}::integer[],
+        ${toArrayText(records, (record) => toWholeMs(record.phases.connect))}::integer[],
+        ${toArrayText(records, (record) => toWholeMs(record.phases.first_byte))}::integer[],
+        ${toArrayText(records, (record) => toWholeMs(record.phases.body))}::integer[],
+        ${toArrayText(records, ({ decision }) => (decision.kind === "retry" ? decision.delayMs : null))}::bigint[],
+        ${toArrayText(records, ({ decision }) => (decision.kind === "dead_letter" ? toEndReasonCode(decision.reason) : null))}::smallint[],
         ${records.map(({ outcome }) => ("detail" in outcome ? outcome.detail : null))}::text[],
-        ${records.map(({ outcome }) => ("excerpt" in outcome ? toStorableText(outcome.excerpt) : null))}::text[],
-        ${records.map(({ decision }) => (decision.kind === "retry" ? decision.delayMs : null))}::bigint[],
-        ${records.map(({ decision }) => (decision.kind === "dead_letter" ? toEndReasonCode(decision.reason) : null))}::smallint[]
-      ) WITH ORDINALITY AS a (subscription_key, event_key, lease_token, tenant_key, number, started_at, duration_ms,
-        outcome, http_status, dns_ms, connect_ms, first_byte_ms, body_ms, error_detail, response_excerpt, delay_ms,
-        end_reason, place)
-    ), held AS MATERIALIZED (
-      SELECT q.ctid AS row, q.attempt, a.place, a.subscription_key, a.event_key, a.tenant_key, a.delay_ms, a.end_reason
-      FROM attempt a
-      JOIN nuncio.outbox q ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
-        AND q.lease_token = a.lease_token
-      ORDER BY q.subscription_key, q.event_key
-      FOR UPDATE OF q
+        ${records.map(({ outcome }) => ("excerpt" in outcome ? toStorableText(outcome.excerpt) : null))}::text[]
+      ) WITH ORDINALITY AS a (subscription_key, event_key, lease_token, tenant_key, number, started_ms, duration_ms,
+        outcome, http_status, dns_ms, connect_ms, first_byte_ms, body_ms, delay_ms, end_reason, error_detail,
+        response_excerpt, place)
     ), ended AS (
-      DELETE FROM nuncio.outbox q USING held h WHERE q.ctid = h.row AND h.delay_ms IS NULL
+      DELETE FROM nuncio.outbox q USING attempt a
+      WHERE q.subscription_key = a.subscription_key AND q.event_key = a.event_key AND q.lease_token = a.lease_token
+        AND a.delay_ms IS NULL
+      RETURNING a.place, q.event_key, q.tenant_key, q.subscription_key, q.attempt, a.end_reason
     ), retried AS (
       UPDATE nuncio.outbox q
-      SET next_at = now() + h.delay_ms * interval '1 millisecond', failures = q.failures + 1, lost_claims = 0,
+      SET next_at = now() + a.delay_ms * interval '1 millisecond', failures = q.failures + 1, lost_claims = 0,
         lease_token = NULL, lease_expires_at = NULL
-      FROM held h WHERE q.ctid = h.row AND h.delay_ms IS NOT NULL
+      FROM attempt a
+      WHERE q.subscription_key = a.subscription_key AND q.event_key = a.event_key AND q.lease_token = a.lease_token
+        AND a.delay_ms IS NOT NULL
+      RETURNING a.place
     ), given_up AS (
       INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
-      SELECT h.event_key, h.tenant_key, h.subscription_key, h.attempt, h.end_reason
-      FROM held h WHERE h.end_reason IS NOT NULL
+      SELECT e.event_key, e.tenant_key, e.subscription_key, e.attempt, e.end_reason
+      FROM ended e WHERE e.end_reason IS NOT NULL
       ON CONFLICT (subscription_key, event_key) DO UPDATE
         SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason
+    ), stale AS MATERIALIZED (
+      SELECT a.place FROM attempt a
+      WHERE a.place NOT IN (SELECT e.place FROM ended e UNION ALL SELECT r.place FROM retried r)
     ), kept AS (
       INSERT INTO nuncio.delivery_attempts (event_key, started_at, tenant_key, subscription_key, duration_ms, number,
         outcome, http_status, stale, dns_ms, connect_ms, first_byte_ms, body_ms, error_detail, response_excerpt)
-      SELECT a.event_key, a.started_at, a.tenant_key, a.subscription_key, a.duration_ms, a.number, a.outcome,
-        a.http_status, h.place IS NULL, a.dns_ms, a.connect_ms, a.first_byte_ms, a.body_ms, a.error_detail,
-        a.response_excerpt
-      FROM attempt a LEFT JOIN held h ON h.place = a.place
+      SELECT a.event_key, to_timestamp(a.started_ms / 1000), a.tenant_key, a.subscription_key, a.duration_ms, a.number,
+        a.outcome, a.http_status, a.place IN (SELECT s.place FROM stale s), a.dns_ms, a.connect_ms, a.first_byte_ms,
+        a.body_ms, a.error_detail, a.response_excerpt
+      FROM attempt a
     )
-    SELECT a.place, h.place IS NULL AS stale FROM attempt a LEFT JOIN held h ON h.place = a.place`;
-  const stale = new Array<boolean>(records.length).fill(true);
-  for (const row of rows) stale[Number(row.place) - 1] = row.stale;
+    SELECT place::integer FROM stale`;
+  const stale = new Array<boolean>(records.length).fill(false);
+  for (const { place } of rows) stale[place - 1] = true;
   return stale;
 }
 
-function roundOrNull(ms: number | undefined): number | null {
-  return ms === undefined ? null : Math.round(ms);
+function toWholeMs(ms: number | undefined): number | undefined {
+  return ms === undefined ? undefined : Math.round(ms);
 }
 
 /** Postgres stores any Unicode text but U+0000. */

@@ -1,4 +1,5 @@
 import type { Sql } from "postgres";
+import { toArrayText } from "../array-text.ts";
 import type { ClaimedDelivery } from "./claim.ts";
 
 /**
@@ -13,9 +14,9 @@ export async function releaseDeliveries(
     UPDATE nuncio.outbox q
     SET next_at = now(), lease_token = NULL, lease_expires_at = NULL, attempt = q.attempt - 1
     FROM unnest(
-      ${claimed.map((delivery) => delivery.subscriptionKey)}::integer[],
-      ${claimed.map((delivery) => delivery.eventKey)}::uuid[],
-      ${claimed.map((delivery) => delivery.leaseToken.toString())}::bigint[]
+      ${toArrayText(claimed, (delivery) => delivery.subscriptionKey)}::integer[],
+      ${toArrayText(claimed, (delivery) => delivery.eventKey)}::uuid[],
+      ${toArrayText(claimed, (delivery) => delivery.leaseToken)}::bigint[]
     ) AS c (subscription_key, event_key, lease_token)
     WHERE q.subscription_key = c.subscription_key AND q.event_key = c.event_key AND q.lease_token = c.lease_token`;
   return released.count;

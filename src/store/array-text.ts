@@ -1,0 +1,14 @@
+import type { Uuid } from "../core/ids.ts";
+
+/**
+ * The text of a Postgres array whose members need no quotes: numbers, UUIDs and nulls. For the arrays of the hot
+ * statements; postgres.js sends every member through two regular expressions, which cost the worker a tenth of its CPU.
+ */
+export function toArrayText<Row>(
+  rows: readonly Row[],
+  memberOf: (row: Row) => number | bigint | Uuid | null | undefined,
+): string {
+  let text = "";
+  for (const row of rows) text += `${text === "" ? "" : ","}${memberOf(row) ?? "NULL"}`;
+  return `{${text}}`;
+}
