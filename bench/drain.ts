@@ -5,7 +5,7 @@ import { cpuMs } from "./cpu.ts";
 import { fillOutbox, startWorker } from "./nuncio.ts";
 
 /** Requests after which a contestant counts as warm: its code is compiled and its sockets are open. */
-export const WARM_UP_SHARE = 0.1;
+export const WARM_UP_SHARE = 0.25;
 const EMPTY_POLL_MS = 10;
 
 export type DrainOptions = {

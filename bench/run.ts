@@ -14,7 +14,7 @@ import { publish } from "./rows/publish.ts";
 // npm run bench -- --row delivery    one row (several with several --row); writes nothing
 const ROWS: readonly Row[] = [delivery, cost, publish, batchPublish, latency];
 
-const FULL: Size = { rounds: 5, deliveries: 30_000, calls: 20_000, batches: 300, latencySeconds: 20 };
+const FULL: Size = { rounds: 5, deliveries: 60_000, calls: 20_000, batches: 300, latencySeconds: 20 };
 const QUICK: Size = { rounds: 1, deliveries: 5_000, calls: 2_000, batches: 30, latencySeconds: 3 };
 
 const { values: options } = parseArgs({

@@ -1,11 +1,16 @@
 import { Logger, run } from "graphile-worker";
-import { openPost } from "./post.ts";
+import { type Handler, openHandler } from "./handler.ts";
 
-export type GraphileRequest = { readonly databaseUrl: string; readonly url: string; readonly atOnce: number };
+export type GraphileRequest = {
+  readonly databaseUrl: string;
+  readonly url: string;
+  readonly atOnce: number;
+  readonly handler: Handler;
+};
 
 /** graphile-worker as its own performance page sets it up: a local queue, and completions in batches. */
-process.on("message", async ({ databaseUrl, url, atOnce }: GraphileRequest) => {
-  const { post } = openPost(url, atOnce);
+process.on("message", async ({ databaseUrl, url, atOnce, handler }: GraphileRequest) => {
+  const { post } = openHandler(handler, url, atOnce);
   await run({
     preset: {
       worker: {

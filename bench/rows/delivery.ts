@@ -3,6 +3,7 @@ import { startPeer } from "../child.ts";
 import { drainOutbox, untilEmpty, WARM_UP_SHARE } from "../drain.ts";
 import { sampleBody } from "../events.ts";
 import type { GraphileRequest } from "../peers/graphile-worker.ts";
+import type { Handler } from "../peers/handler.ts";
 import type { PgBossRequest } from "../peers/pg-boss.ts";
 import type { PostLoopRequest } from "../peers/post-loop.ts";
 
@@ -17,10 +18,12 @@ export const delivery: Row = {
       one: async () => (await drainOutbox(bench, { subscriptions: 1, maxInFlight: 256 })).deliveriesPerSecond,
       hundred: async () =>
         (await drainOutbox(bench, { subscriptions: 100, maxInFlight: undefined })).deliveriesPerSecond,
-      graphile: () => measureGraphileWorker(bench),
-      pgBoss: () => measurePgBoss(bench),
+      graphile: () => measureGraphileWorker(bench, "same"),
+      graphileBare: () => measureGraphileWorker(bench, "bare"),
+      pgBoss: () => measurePgBoss(bench, { handler: "same", loops: 1 }),
+      pgBossBare: () => measurePgBoss(bench, { handler: "bare", loops: 2 }),
     };
-    const rates = { loop: [], one: [], hundred: [], graphile: [], pgBoss: [] } as Record<Contestant, number[]>;
+    const rates = Object.fromEntries(Object.keys(contestants).map((name) => [name, [] as number[]])) as Rates;
     for (let round = 1; round <= bench.size.rounds; round++) {
       for (const name of Object.keys(contestants) as Contestant[]) {
         const rate = await contestants[name]();
@@ -32,9 +35,10 @@ export const delivery: Row = {
   },
 };
 
-type Contestant = "loop" | "one" | "hundred" | "graphile" | "pgBoss";
+type Contestant = "loop" | "one" | "hundred" | "graphile" | "graphileBare" | "pgBoss" | "pgBossBare";
+type Rates = Record<Contestant, number[]>;
 
-function toResults(rates: Record<Contestant, readonly number[]>): Result[] {
+function toResults(rates: Rates): Result[] {
   const compare = (ours: Contestant, other: Contestant): Pick<Result, "value" | "unit" | "figures"> => ({
     value: medianRatio(rates[ours], rates[other]),
     unit: "ratio",
@@ -46,10 +50,16 @@ function toResults(rates: Record<Contestant, readonly number[]>): Result[] {
   return [
     { what: "deliveries, 1 subscription ÷ bare undici POST loop", ...compare("one", "loop"), target: toLoop },
     { what: "deliveries, 100 subscriptions ÷ bare undici POST loop", ...compare("hundred", "loop"), target: toLoop },
-    { what: "deliveries, 1 subscription ÷ graphile-worker", ...compare("one", "graphile"), target: toGraphile },
-    { what: "deliveries, 100 subscriptions ÷ graphile-worker", ...compare("hundred", "graphile"), target: toGraphile },
-    { what: "deliveries, 1 subscription ÷ pg-boss", ...compare("one", "pgBoss"), target: toPgBoss },
-    { what: "deliveries, 100 subscriptions ÷ pg-boss", ...compare("hundred", "pgBoss"), target: toPgBoss },
+    {
+      what: "deliveries, 1 subscription ÷ graphile-worker, same handler",
+      ...compare("one", "graphile"),
+      target: toGraphile,
+    },
+    { what: "deliveries, 100 subscriptions ÷ the same", ...compare("hundred", "graphile"), target: toGraphile },
+    { what: "deliveries, 1 subscription ÷ graphile-worker that only POSTs", ...compare("one", "graphileBare") },
+    { what: "deliveries, 1 subscription ÷ pg-boss, same handler", ...compare("one", "pgBoss"), target: toPgBoss },
+    { what: "deliveries, 100 subscriptions ÷ the same", ...compare("hundred", "pgBoss"), target: toPgBoss },
+    { what: "deliveries, 1 subscription ÷ pg-boss with two loops that only POSTs", ...compare("one", "pgBossBare") },
   ];
 }
 
@@ -66,7 +76,10 @@ async function measureLoop({ receiver, size }: Bench): Promise<number> {
   return ((requests - warmUp) / (lastAtMs - warmAtMs)) * 1_000;
 }
 
-async function measureGraphileWorker({ postgres, receiver, size: { deliveries } }: Bench): Promise<number> {
+async function measureGraphileWorker(
+  { postgres, receiver, size: { deliveries } }: Bench,
+  handler: Handler,
+): Promise<number> {
   const { makeWorkerUtils } = await import("graphile-worker");
   const database = await postgres.createDatabase({ migrated: false });
   const utils = await makeWorkerUtils({ connectionString: database.url });
@@ -83,7 +96,7 @@ async function measureGraphileWorker({ postgres, receiver, size: { deliveries } 
   const { received } = await receiver.expect({ warmUp, total: deliveries, keepArrivals: false });
   const worker = startPeer<GraphileRequest, string>("graphile-worker.ts");
   await worker.ready;
-  await worker.ask({ databaseUrl: database.url, url: receiver.url, atOnce: AT_ONCE });
+  await worker.ask({ databaseUrl: database.url, url: receiver.url, atOnce: AT_ONCE, handler });
   const { warmAtMs } = await received;
   await untilEmpty(database.admin, "graphile_worker._private_jobs");
   const emptyAtMs = sharedNowMs();
@@ -92,7 +105,10 @@ async function measureGraphileWorker({ postgres, receiver, size: { deliveries } 
   return ((deliveries - warmUp) / (emptyAtMs - warmAtMs)) * 1_000;
 }
 
-async function measurePgBoss({ postgres, receiver, size: { deliveries } }: Bench): Promise<number> {
+async function measurePgBoss(
+  { postgres, receiver, size: { deliveries } }: Bench,
+  how: Pick<PgBossRequest, "handler" | "loops">,
+): Promise<number> {
   const { PgBoss } = await import("pg-boss");
   const queue = "deliveries";
   const database = await postgres.createDatabase({ migrated: false });
@@ -113,7 +129,7 @@ async function measurePgBoss({ postgres, receiver, size: { deliveries } }: Bench
   const { received } = await receiver.expect({ warmUp, total: deliveries, keepArrivals: false });
   const worker = startPeer<PgBossRequest, string>("pg-boss.ts");
   await worker.ready;
-  await worker.ask({ databaseUrl: database.url, url: receiver.url, queue });
+  await worker.ask({ databaseUrl: database.url, url: receiver.url, queue, ...how });
   const { warmAtMs } = await received;
   await untilEmpty(database.admin, "pgboss.job", `name = '${queue}' AND state < 'completed'`);
   const emptyAtMs = sharedNowMs();
