@@ -7,6 +7,7 @@ import { type Event, EventSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import { EventService } from "../../gen/nuncio/v1/event_service_pb.ts";
 import { sharedNowMs } from "../bench.ts";
 import { wireEvent } from "../events.ts";
+import { openRawPublisher } from "./raw-publisher.ts";
 
 export type PublisherRequest = {
   readonly baseUrl: string;
@@ -21,8 +22,8 @@ export type PublisherRequest = {
 
 export type PublisherAnswer = {
   readonly elapsedMs: number;
-  /** Of a steady load: event id and when its call began, by the shared clock. */
-  readonly began: readonly (readonly [id: string, atMs: number])[];
+  /** Of a steady load: each call's event, when it began and when it was answered, by the shared clock. */
+  readonly calls: readonly { readonly id: string; readonly beganAtMs: number; readonly answeredAtMs: number }[];
 };
 
 function connect({ baseUrl, key, connections }: PublisherRequest): () => Client<typeof EventService> {
@@ -41,39 +42,54 @@ function connect({ baseUrl, key, connections }: PublisherRequest): () => Client<
 }
 
 async function run(request: PublisherRequest): Promise<PublisherAnswer> {
+  const { load } = request;
+  return load.kind === "steady" ? runSteadily(request, load) : runFlatOut(request, load);
+}
+
+type Steady = Extract<PublisherRequest["load"], { kind: "steady" }>;
+type FlatOut = Exclude<PublisherRequest["load"], Steady>;
+
+async function runFlatOut(request: PublisherRequest, load: FlatOut): Promise<PublisherAnswer> {
   const client = connect(request);
-  const { load, tenantId } = request;
+  const { tenantId } = request;
   await client().publish({ event: wireEvent(tenantId, `evt_${uuidV7()}`) });
   // Made before the clock starts: this process shares the cores with what is measured.
-  const count = load.kind === "batch" ? load.batches * load.events : load.kind === "unary" ? load.calls : 0;
+  const count = load.kind === "batch" ? load.batches * load.events : load.calls;
   const events = Array.from({ length: count }, () => create(EventSchema, wireEvent(tenantId, `evt_${uuidV7()}`)));
   const beganAtMs = sharedNowMs();
-  const began: [string, number][] = [];
   if (load.kind === "unary") {
     await repeat(load.calls, load.atOnce, async () => {
       await client().publish({ event: events.pop() as Event });
     });
-  } else if (load.kind === "batch") {
+  } else {
     await repeat(load.batches, load.atOnce, async () => {
       const { results } = await client().batchPublish({ events: events.splice(-load.events) });
       const failed = results.find(({ result }) => result.case !== "success");
       if (failed) throw new Error(`an event of the batch failed: ${JSON.stringify(failed.result.value)}`);
     });
-  } else {
-    // An open loop: who is late catches up, and a slow answer holds nothing back.
-    const calls: Promise<unknown>[] = [];
-    while (calls.length < load.perSecond * load.seconds) {
-      const due = Math.floor(((sharedNowMs() - beganAtMs) / 1_000) * load.perSecond);
-      while (calls.length < Math.min(due, load.perSecond * load.seconds)) {
-        const id = `evt_${uuidV7()}`;
-        began.push([id, sharedNowMs()]);
-        calls.push(client().publish({ event: wireEvent(tenantId, id) }));
-      }
-      await delay(1);
-    }
-    await Promise.all(calls);
   }
-  return { elapsedMs: sharedNowMs() - beganAtMs, began };
+  return { calls: [], elapsedMs: sharedNowMs() - beganAtMs };
+}
+
+/** An open loop: who is late catches up, and a slow answer holds nothing back. */
+async function runSteadily({ baseUrl, key, tenantId }: PublisherRequest, load: Steady): Promise<PublisherAnswer> {
+  const publisher = await openRawPublisher(baseUrl, key, tenantId);
+  await publisher.publish(`evt_${uuidV7()}`);
+  const total = load.perSecond * load.seconds;
+  const startedAtMs = sharedNowMs();
+  const calls: Promise<PublisherAnswer["calls"][number]>[] = [];
+  while (calls.length < total) {
+    const due = Math.floor(((sharedNowMs() - startedAtMs) / 1_000) * load.perSecond);
+    while (calls.length < Math.min(due, total)) {
+      const id = `evt_${uuidV7()}`;
+      const beganAtMs = sharedNowMs();
+      calls.push(publisher.publish(id).then(() => ({ id, beganAtMs, answeredAtMs: sharedNowMs() })));
+    }
+    await delay(1);
+  }
+  const answered = await Promise.all(calls);
+  await publisher.close();
+  return { calls: answered, elapsedMs: sharedNowMs() - startedAtMs };
 }
 
 async function repeat(times: number, atOnce: number, work: () => Promise<void>): Promise<void> {

@@ -5,7 +5,7 @@ import { type AttemptRecord, recordAttempts } from "../store/outbox/record.ts";
 /** At most this many records in one statement. */
 const MAX_BATCH = 256;
 /** How long the first record of a batch waits for company. No receiver waits for it, and its slot is free already. */
-const GATHER_MS = 4;
+const GATHER_MS = 10;
 const FIRST_PAUSE_MS = 50;
 const LONGEST_PAUSE_MS = 2_000;
 

@@ -1,5 +1,6 @@
 import postgres from "postgres";
 import { describe, expect, it } from "vitest";
+import { HOT_SETTINGS } from "../../src/store/database.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import { listLanes } from "../../src/store/outbox/lanes.ts";
@@ -12,7 +13,8 @@ const db = useDatabase();
 /** Runs the work on a connection that tells every plan, those inside functions included. */
 async function plansOf(work: (sql: postgres.Sql) => Promise<unknown>): Promise<string[]> {
   const plans: string[] = [];
-  const sql = postgres(db.url.reveal(), { max: 1, onnotice: ({ message }) => plans.push(message ?? "") });
+  const onnotice = ({ message }: postgres.Notice) => plans.push(message ?? "");
+  const sql = postgres(db.url.reveal(), { max: 1, onnotice, connection: HOT_SETTINGS });
   await sql`LOAD 'auto_explain'`;
   await sql`SET auto_explain.log_min_duration = 0`;
   await sql`SET auto_explain.log_nested_statements = on`;
