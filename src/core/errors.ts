@@ -63,8 +63,19 @@ export function invalidArgument(reason: Reason, faults: readonly Fault[]): Inval
   return new InvalidArgumentError(reason, named.join("; ") + more, { faults });
 }
 
-/** One fault per path, the first: what is reported as unknown is not reported again as missing. */
-export function withoutEchoes(faults: readonly Fault[]): Fault[] {
+/**
+ * One fault per path, the first; none at or below a path that `unreadable` names: what is reported as unknown or of the
+ * wrong kind is not reported again as missing.
+ */
+export function withoutEchoes(faults: readonly Fault[], unreadable: readonly Fault[] = []): Fault[] {
   const paths = new Set<string>();
-  return faults.filter(({ path }) => !paths.has(path) && paths.add(path));
+  return faults.filter(({ path }) => {
+    if (paths.has(path) || unreadable.some((fault) => isAtOrBelow(path, fault.path))) return false;
+    paths.add(path);
+    return true;
+  });
+}
+
+function isAtOrBelow(path: string, above: string): boolean {
+  return path.startsWith(above) && (path.length === above.length || ".[".includes(path.charAt(above.length)));
 }

@@ -1,4 +1,4 @@
-import type { JsonValue } from "@bufbuild/protobuf";
+import type { DescMessage, JsonValue } from "@bufbuild/protobuf";
 import { Code, ConnectError, type ConnectRouter } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { codeToHttpStatus, errorFromJsonBytes, errorToJsonBytes } from "@connectrpc/connect/protocol-connect";
@@ -6,7 +6,7 @@ import { findTrailerError, setTrailerStatus } from "@connectrpc/connect/protocol
 import { invalidArgument, type Reason, withoutEchoes } from "../core/errors.ts";
 import { bytesOf, isByteStream, once, readAll } from "./byte-streams.ts";
 import { detailedError } from "./interceptors/translate-errors.ts";
-import { findJsonFaults, readWhatIsSound } from "./json-faults.ts";
+import { type JsonReading, readFaultyJson } from "./json-faults.ts";
 import type { Judges } from "./judges.ts";
 import { answerReadableEvents } from "./unreadable-events.ts";
 
@@ -39,7 +39,7 @@ async function answerCompletely(
   const contentType = request.header.get("content-type") ?? "";
   const read = new KeptBody(request.body, isPlainJson(request.header));
   const response = await handler({ ...request, body: read.body });
-  const complete = (error: ConnectError) => completed(error, handler, read.json(), judges);
+  const complete = (error: ConnectError) => completed(error, handler, read, judges);
   if (contentType.startsWith("application/grpc-web")) {
     return { ...response, body: completeLastEnvelope(bytesOf(response.body), complete) };
   }
@@ -47,7 +47,7 @@ async function answerCompletely(
     return { ...response, body: completeTrailer(bytesOf(response.body), response.trailer, complete) };
   }
   if (response.status < 400) return response;
-  const published = await answerReadableEvents(handler, request, read.json(), judges);
+  const published = await answerReadableEvents(handler, request, read.again(handler.method.input), judges);
   const answer = published ?? response;
   return answer.status < 400 ? answer : completeUnary(answer, complete);
 }
@@ -66,7 +66,7 @@ const REASONS: Partial<Record<Code, Reason>> = {
 function completed(
   error: ConnectError,
   handler: UniversalHandler,
-  json: JsonValue | undefined,
+  read: KeptBody,
   judges: Judges,
 ): ConnectError | undefined {
   // Bytes that are no message are the caller's fault; Connect calls them an internal error.
@@ -74,11 +74,11 @@ function completed(
   const code = unparsable ? Code.InvalidArgument : error.code;
   const reason = REASONS[code];
   if (error.details.length > 0 || reason === undefined) return undefined;
-  const faults = reason === "MALFORMED_REQUEST" && json !== undefined ? findJsonFaults(handler.method.input, json) : [];
-  if (faults.length === 0 || json === undefined) return detailedError(code, error.rawMessage, reason);
+  const reading = reason === "MALFORMED_REQUEST" ? read.again(handler.method.input) : undefined;
+  if (reading === undefined || reading.faults.length === 0) return detailedError(code, error.rawMessage, reason);
+  const { faults, sound } = reading;
   const judged = judges.get(handler.requestPath);
-  const sound = judged && readWhatIsSound(handler.method.input, json);
-  const all = withoutEchoes([...faults, ...(sound ? judged.judge(sound) : [])]);
+  const all = [...faults, ...withoutEchoes(judged && sound ? judged.judge(sound) : [], faults)];
   const refusal = invalidArgument(judged?.reason ?? "INVALID_REQUEST", all);
   return detailedError(code, refusal.message, refusal.reason, { faults: all });
 }
@@ -147,20 +147,20 @@ class KeptBody {
   readonly body: UniversalServerRequest["body"];
   readonly #chunks: Uint8Array[] = [];
   readonly #keep: boolean;
+  #reading: JsonReading | undefined;
 
   constructor(body: UniversalServerRequest["body"], keep: boolean) {
     this.#keep = keep;
     this.body = keep && isByteStream(body) ? this.#remember(body) : body;
   }
 
-  json(): JsonValue | undefined {
-    if (!this.#keep) return undefined;
-    try {
-      return JSON.parse(Buffer.concat(this.#chunks).toString("utf8")) as JsonValue;
-    } catch (error) {
-      if (error instanceof SyntaxError) return undefined;
-      throw error;
+  /** What it says, fault by fault; undefined if it is no JSON at all. Read once, however often this is asked. */
+  again(schema: DescMessage): JsonReading | undefined {
+    if (this.#keep && this.#reading === undefined) {
+      const json = parseJson(Buffer.concat(this.#chunks).toString("utf8"));
+      this.#reading = json === undefined ? undefined : readFaultyJson(schema, json);
     }
+    return this.#reading;
   }
 
   async *#remember(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
@@ -168,6 +168,15 @@ class KeptBody {
       this.#chunks.push(chunk);
       yield chunk;
     }
+  }
+}
+
+function parseJson(text: string): JsonValue | undefined {
+  try {
+    return JSON.parse(text) as JsonValue;
+  } catch (error) {
+    if (error instanceof SyntaxError) return undefined;
+    throw error;
   }
 }
 

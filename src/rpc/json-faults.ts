@@ -3,6 +3,7 @@ import {
   type DescField,
   type DescMessage,
   fromJson,
+  type JsonObject,
   type JsonValue,
   type Message,
   ScalarType,
@@ -12,104 +13,129 @@ import type { Fault } from "../core/errors.ts";
 /** After this many faults the rest is not looked at: an answer, not a list of a megabyte. */
 const MAX_FAULTS = 100;
 
-/**
- * Every fault of form of a JSON request: unknown fields, unknown enum names, values of the wrong kind, each with its
- * proto path. The parser names only the first one it meets, without a path; this runs when it has refused a request.
- */
-export function findJsonFaults(schema: DescMessage, json: JsonValue): Fault[] {
+/** A JSON request that the parser has refused, read a second time with more patience. */
+export type JsonReading = {
+  readonly json: JsonValue;
+  /** Every fault of form: unknown fields, unknown enum names, values of the wrong kind, each with its proto path. */
+  readonly faults: readonly Fault[];
+  /** What is left without them, so that it can be judged in the same answer. Undefined if that is no message. */
+  readonly sound: Message | undefined;
+};
+
+/** The parser names only the first fault that it meets, without a path; this finds them all. */
+export function readFaultyJson(schema: DescMessage, json: JsonValue): JsonReading {
   const faults: Fault[] = [];
-  walkMessage(schema, json, "", faults);
-  return faults.slice(0, MAX_FAULTS);
+  const sound = soundMessage(schema, json, "", faults);
+  // With too many faults not everything was looked at, and what is missing from the rest was perhaps never read.
+  const isWhole = sound !== undefined && faults.length < MAX_FAULTS;
+  return { json, faults: faults.slice(0, MAX_FAULTS), sound: isWhole ? parse(schema, sound) : undefined };
 }
 
-/**
- * What can be read of a JSON request whose form is faulty, so that the rest can be judged in the same answer. Undefined
- * if nothing can: a value of the wrong kind leaves no message behind.
- */
-export function readWhatIsSound(schema: DescMessage, json: JsonValue): Message | undefined {
+function parse(schema: DescMessage, json: JsonValue): Message | undefined {
   try {
-    return fromJson(schema, json, { ignoreUnknownFields: true });
+    return fromJson(schema, json);
   } catch (error) {
+    // The parser refuses something that the reading here lets pass: a number out of range, say.
     if (error instanceof Error) return undefined;
     throw error;
   }
 }
 
-function walkMessage(schema: DescMessage, json: JsonValue, path: string, faults: Fault[]): void {
-  if (schema.typeName.startsWith("google.protobuf.")) {
-    walkWellKnown(schema, json, path, faults);
-    return;
-  }
-  if (!isObject(json)) {
-    faults.push({ path: path || "$", description: "must be a JSON object" });
-    return;
-  }
+// Each of these returns the part of the value that has no fault, undefined where nothing is left, and adds the faults.
+
+function soundMessage(schema: DescMessage, json: JsonValue, path: string, faults: Fault[]): JsonValue | undefined {
+  if (schema.typeName.startsWith("google.protobuf.")) return soundWellKnown(schema, json, path, faults);
+  if (!isObject(json)) return refuse(faults, path || "$", "must be a JSON object");
+  const sound: JsonObject = {};
   for (const [key, value] of Object.entries(json)) {
-    if (faults.length >= MAX_FAULTS) return;
+    if (faults.length >= MAX_FAULTS) break;
     const field = schema.fields.find((known) => known.jsonName === key || known.name === key);
-    if (field) walkField(field, value, join(path, field.name), faults);
-    else faults.push({ path: join(path, key.slice(0, 64)), description: "is an unknown field" });
-  }
-}
-
-function walkField(field: DescField, json: JsonValue, path: string, faults: Fault[]): void {
-  if (json === null) return;
-  if (field.fieldKind === "list") {
-    if (!Array.isArray(json)) faults.push({ path, description: "must be a JSON array" });
-    else for (const [i, item] of json.entries()) walkSingular(field, field.listKind, item, `${path}[${i}]`, faults);
-  } else if (field.fieldKind === "map") {
-    if (!isObject(json)) faults.push({ path, description: "must be a JSON object" });
-    else {
-      for (const [key, item] of Object.entries(json)) {
-        walkSingular(field, field.mapKind, item, `${path}[${JSON.stringify(key.slice(0, 64))}]`, faults);
-      }
+    if (!field) {
+      refuse(faults, join(path, key.slice(0, 64)), "is an unknown field");
+      continue;
     }
-  } else {
-    walkSingular(field, field.fieldKind, json, path, faults);
+    const member = soundField(field, value, join(path, field.name), faults);
+    if (member !== undefined) sound[key] = member;
   }
+  return sound;
 }
 
-function walkSingular(
+function soundField(field: DescField, json: JsonValue, path: string, faults: Fault[]): JsonValue | undefined {
+  if (json === null) return null;
+  if (field.fieldKind === "list") {
+    if (!Array.isArray(json)) return refuse(faults, path, "must be a JSON array");
+    // An item that goes leaves an empty one behind: the others keep their places, and with them their paths.
+    return json.map(
+      (item, i) => soundValue(field, field.listKind, item, `${path}[${i}]`, faults) ?? emptyItem(field.listKind),
+    );
+  }
+  if (field.fieldKind === "map") {
+    if (!isObject(json)) return refuse(faults, path, "must be a JSON object");
+    const sound: JsonObject = {};
+    for (const [key, item] of Object.entries(json)) {
+      const value = soundValue(field, field.mapKind, item, `${path}[${JSON.stringify(key.slice(0, 64))}]`, faults);
+      if (value !== undefined) sound[key] = value;
+    }
+    return sound;
+  }
+  return soundValue(field, field.fieldKind, json, path, faults);
+}
+
+type Kind = "scalar" | "enum" | "message";
+
+/** Every repeated scalar of our API is a string. */
+function emptyItem(kind: Kind): JsonValue {
+  return kind === "message" ? {} : kind === "enum" ? 0 : "";
+}
+
+function soundValue(
   field: DescField,
-  kind: "scalar" | "enum" | "message",
+  kind: Kind,
   json: JsonValue,
   path: string,
   faults: Fault[],
-): void {
-  if (kind === "message" && field.message) walkMessage(field.message, json, path, faults);
-  else if (kind === "enum" && field.enum) walkEnum(field.enum, json, path, faults);
-  else if (kind === "scalar" && field.scalar !== undefined) walkScalar(field.scalar, json, path, faults);
+): JsonValue | undefined {
+  if (kind === "message" && field.message) return soundMessage(field.message, json, path, faults);
+  if (kind === "enum" && field.enum) return soundEnum(field.enum, json, path, faults);
+  if (kind === "scalar" && field.scalar !== undefined) return soundScalar(field.scalar, json, path, faults);
+  return json;
 }
 
-function walkEnum(schema: DescEnum, json: JsonValue, path: string, faults: Fault[]): void {
-  if (typeof json === "number" && Number.isInteger(json)) return;
-  if (typeof json === "string" && schema.values.some(({ name }) => name === json)) return;
+function soundEnum(schema: DescEnum, json: JsonValue, path: string, faults: Fault[]): JsonValue | undefined {
+  if (typeof json === "number" && Number.isInteger(json)) return json;
+  if (typeof json === "string" && schema.values.some(({ name }) => name === json)) return json;
   const shown = typeof json === "string" ? JSON.stringify(json.slice(0, 64)) : `a ${typeof json}`;
-  faults.push({ path, description: `is ${shown}, not a value of ${schema.name}` });
+  return refuse(faults, path, `is ${shown}, not a value of ${schema.name}`);
 }
 
-function walkScalar(scalar: ScalarType, json: JsonValue, path: string, faults: Fault[]): void {
+function soundScalar(scalar: ScalarType, json: JsonValue, path: string, faults: Fault[]): JsonValue | undefined {
   if (scalar === ScalarType.STRING) {
-    if (typeof json !== "string") faults.push({ path, description: "must be a JSON string" });
-    else if (!json.isWellFormed()) faults.push({ path, description: "has half of a surrogate pair in it" });
+    if (typeof json !== "string") return refuse(faults, path, "must be a JSON string");
+    if (!json.isWellFormed()) return refuse(faults, path, "has half of a surrogate pair in it");
   } else if (scalar === ScalarType.BOOL) {
-    if (typeof json !== "boolean") faults.push({ path, description: "must be true or false" });
+    if (typeof json !== "boolean") return refuse(faults, path, "must be true or false");
   } else if (!/^-?\d{1,20}$/.test(String(json)) || typeof json === "boolean") {
-    faults.push({ path, description: "must be a whole number" });
+    return refuse(faults, path, "must be a whole number");
   }
+  return json;
 }
 
-function walkWellKnown(schema: DescMessage, json: JsonValue, path: string, faults: Fault[]): void {
+function soundWellKnown(schema: DescMessage, json: JsonValue, path: string, faults: Fault[]): JsonValue | undefined {
   try {
     fromJson(schema, json);
+    return json;
   } catch (error) {
     if (!(error instanceof Error)) throw error;
     const expected = schema.typeName === "google.protobuf.Timestamp" ? "an RFC 3339 time" : `a ${schema.typeName}`;
-    faults.push({ path, description: `must be ${expected}` });
+    return refuse(faults, path, `must be ${expected}`);
   }
 }
 
-function isObject(json: JsonValue): json is { [key: string]: JsonValue } {
+function refuse(faults: Fault[], path: string, description: string): undefined {
+  faults.push({ path, description });
+}
+
+function isObject(json: JsonValue): json is JsonObject {
   return typeof json === "object" && json !== null && !Array.isArray(json);
 }
 

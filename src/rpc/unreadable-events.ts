@@ -4,10 +4,10 @@ import type { ConnectError } from "@connectrpc/connect";
 import type { UniversalHandler, UniversalServerRequest, UniversalServerResponse } from "@connectrpc/connect/protocol";
 import { file_google_rpc_error_details } from "../../gen/google/rpc/error_details_pb.ts";
 import { type Status, StatusSchema } from "../../gen/google/rpc/status_pb.ts";
-import { type Fault, invalidArgument } from "../core/errors.ts";
+import { type Fault, invalidArgument, withoutEchoes } from "../core/errors.ts";
 import { once, readAll } from "./byte-streams.ts";
 import { toConnectError } from "./interceptors/translate-errors.ts";
-import { findJsonFaults, readWhatIsSound } from "./json-faults.ts";
+import type { JsonReading } from "./json-faults.ts";
 import type { Judges } from "./judges.ts";
 
 /** The types that stand as `Any` in a failure's details. */
@@ -22,27 +22,17 @@ const BATCH_PATH = "/nuncio.v1.EventService/BatchPublish";
 export async function answerReadableEvents(
   handler: UniversalHandler,
   request: UniversalServerRequest,
-  json: JsonValue | undefined,
+  reading: JsonReading | undefined,
   judges: Judges,
 ): Promise<UniversalServerResponse | undefined> {
-  const batch = handler.requestPath === BATCH_PATH ? splitUnreadable(handler, json, judges) : undefined;
+  const batch = reading && handler.requestPath === BATCH_PATH ? splitUnreadable(reading, judges) : undefined;
   return batch && answerSplitBatch(handler, request, batch);
 }
 
-function splitUnreadable(
-  handler: UniversalHandler,
-  json: JsonValue | undefined,
-  judges: Judges,
-): SplitBatch | undefined {
-  if (json === undefined) return undefined;
-  const sound = readWhatIsSound(handler.method.input, json);
-  const judged = sound ? (judges.get(handler.requestPath)?.judge(sound) ?? []) : [];
-  const faults = findJsonFaults(handler.method.input, json);
-  const unreadable = new Set(faults.map(({ path }) => path));
+function splitUnreadable({ json, faults, sound }: JsonReading, judges: Judges): SplitBatch | undefined {
   if (faults.length === 0) return undefined;
-  return splitBatch(json, faults, (place) =>
-    judged.filter(({ path }) => path.startsWith(`events[${place}]`) && !unreadable.has(path)),
-  );
+  const judged = withoutEchoes((sound && judges.get(BATCH_PATH)?.judge(sound)) ?? [], faults);
+  return splitBatch(json, faults, (place) => judged.filter(({ path }) => path.startsWith(`events[${place}]`)));
 }
 
 async function answerSplitBatch(

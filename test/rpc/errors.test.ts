@@ -341,9 +341,10 @@ describe("faulty JSON", () => {
     );
   });
 
-  it("[B56] comes back with every value of the wrong kind, by proto paths", async () => {
+  it("[B56] comes back with every value of the wrong kind and what is wrong with the rest, by proto paths", async () => {
     const failure = await refusal(PUBLISH, {
       event: {
+        id: "a.b",
         tenantId: 7,
         type: true,
         occurTime: "yesterday",
@@ -352,9 +353,9 @@ describe("faulty JSON", () => {
           id: {},
           displayName: 1,
           emails: { value: "x" },
-          phoneNumbers: [[]],
-          groupIds: [1],
-          attributes: { a: 1 },
+          phoneNumbers: [[], { value: "" }],
+          groupIds: [1, "ok", ""],
+          attributes: { a: 1, password: "x" },
         },
         extra: null,
       },
@@ -367,12 +368,16 @@ describe("faulty JSON", () => {
         "event.occur_time",
         "event.tenant_id",
         "event.type",
+        "event.id",
         'event.user.attributes["a"]',
+        'event.user.attributes["password"]',
         "event.user.display_name",
         "event.user.emails",
         "event.user.group_ids[0]",
+        "event.user.group_ids[2]",
         "event.user.id",
         "event.user.phone_numbers[0]",
+        "event.user.phone_numbers[1].value",
       ].sort(),
     );
   });
