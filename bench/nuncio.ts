@@ -1,10 +1,10 @@
 import { randomBytes } from "node:crypto";
-import { createServer } from "node:net";
 import { v7 as uuidV7 } from "uuid";
 import { openSecretBox, parseKeyring } from "../src/core/encryption.ts";
 import type { Uuid } from "../src/core/ids.ts";
 import { Secret } from "../src/core/secret.ts";
 import { formatSigningSecret } from "../src/core/signature.ts";
+import { freePort } from "../src/free-port.ts";
 import { openDatabase } from "../src/store/database.ts";
 import { appendEvents } from "../src/store/outbox/append.ts";
 import { createSubscription } from "../src/store/subscriptions.ts";
@@ -65,7 +65,7 @@ export async function startWorker(
   database: BenchDatabase,
   { maxInFlight, awaitReady }: { maxInFlight: number | undefined; awaitReady: boolean },
 ): Promise<RealProcess> {
-  const port = await freePort();
+  const port = await anyPort();
   const env = {
     ...COMMON,
     NUNCIO_DATABASE_URL: database.url,
@@ -93,7 +93,7 @@ export async function startServerWithoutStorage(): Promise<RunningServer> {
 }
 
 async function serverEnv(databaseUrl: string) {
-  const [port, operationsPort] = [await freePort(), await freePort()];
+  const [port, operationsPort] = [await anyPort(), await anyPort()];
   const env = {
     ...COMMON,
     NUNCIO_DATABASE_URL: databaseUrl,
@@ -104,13 +104,8 @@ async function serverEnv(databaseUrl: string) {
   return { env, baseUrl: `http://127.0.0.1:${port}`, operationsPort };
 }
 
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once("error", reject);
-    server.listen(0, "127.0.0.1", () => {
-      const { port } = server.address() as { port: number };
-      server.close(() => resolve(port));
-    });
-  });
+async function anyPort(): Promise<number> {
+  const port = await freePort("127.0.0.1", 0);
+  if (port === undefined) throw new Error("127.0.0.1 has no free port left");
+  return port;
 }

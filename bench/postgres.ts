@@ -3,7 +3,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import postgres, { type Sql } from "postgres";
 import { Secret } from "../src/core/secret.ts";
-import { startEmbeddedPostgres } from "../src/embedded-postgres.ts";
+import { startEmbeddedPostgres } from "../src/embedded-postgres/embedded-postgres.ts";
 import { migrateDatabase } from "../src/store/migrations.ts";
 import { cpuMsOfChildren } from "./cpu.ts";
 

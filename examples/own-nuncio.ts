@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { EXIT_WITH_PARENT } from "../src/config.ts";
-import { freePort } from "../src/embedded-postgres.ts";
+import { freePort } from "../src/free-port.ts";
 import { forEachLine } from "../src/supervisor.ts";
 
 /** What `npm start` runs, with a folder, ports and keys of its own: it neither needs nor disturbs another one. */

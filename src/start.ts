@@ -7,7 +7,8 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { setTimeout as delay } from "node:timers/promises";
 import { EXIT_BAD_SETTINGS, SETTINGS } from "./config.ts";
-import { type EmbeddedPostgres, freePort, startEmbeddedPostgres } from "./embedded-postgres.ts";
+import { type EmbeddedPostgres, startEmbeddedPostgres } from "./embedded-postgres/embedded-postgres.ts";
+import { freePort } from "./free-port.ts";
 import {
   describeEnd,
   exitWithParent,

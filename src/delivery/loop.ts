@@ -231,6 +231,10 @@ class Loop implements DeliveryLoop {
     try {
       const count = await releaseDeliveries(this.#deps.sql, deliveries);
       this.#deps.onEvent({ kind: "released", count });
+      // Due again at once; the pause keeps what cannot be sent right now from going back and forth.
+      const again = this.#deps.nowMs() + FAILURE_PAUSE_MS;
+      for (const { subscriptionKey } of deliveries) this.#lanes.wake(subscriptionKey, again);
+      this.#nudgeClaim();
     } catch (error) {
       // Their leases end by themselves.
       this.#deps.onEvent({ kind: "failed", step: "release", error });

@@ -86,7 +86,10 @@ class Exchange implements Dispatcher.DispatchHandler {
     if (this.#settled) return;
     const { destination, headers, body } = this.#request;
     const verdict = this.#deps.judge(addresses);
-    if (verdict.kind === "refused") return this.#finish({ kind: "address_refused", detail: verdict.reason });
+    if (verdict.kind === "refused") {
+      this.#finish({ kind: "address_refused", detail: verdict.reason });
+      return;
+    }
     this.#enter("connect");
     try {
       this.#connection = this.#deps.connections.borrow(destination, addresses[0] as string);

@@ -4,6 +4,7 @@ import Stripe from "stripe";
 import { Webhook as SvixWebhook } from "svix";
 import { describe, expect, it } from "vitest";
 import { formatDeliveryId } from "../../src/core/ids.ts";
+import { cacheTargets, type TargetCache } from "../../src/delivery/targets.ts";
 import { getDelivery, listDeliveries } from "../../src/store/deliveries.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscriptions.ts";
@@ -307,6 +308,25 @@ describe("the loop", () => {
     await publish(tenant, 3);
     await receiver.until(() => receiver.received.length === 3);
     await loop.stop();
+  });
+
+  it("comes to a row again that it has handed back, without waiting for a look at the outbox", async () => {
+    const tenant = newTenant();
+    const receiver = await openReceiver();
+    await addSubscription(db, tenant, { url: receiver.url });
+    await publish(tenant);
+    const targets = cacheTargets(db.worker.hot, db.box);
+    let isAway = true;
+    const refresh: TargetCache["refresh"] = async (claimed) => {
+      if (!isAway) return targets.refresh(claimed);
+      isAway = false;
+      throw new Error("the targets cannot be read");
+    };
+    const loop = startLoop(db, { pollIntervalMs: 600_000, targets: { ...targets, refresh } });
+    await receiver.until(() => receiver.received.length === 1);
+    await loop.stop();
+    expect(loop.events.flatMap((event) => (event.kind === "released" ? [event.count] : []))).toEqual([1]);
+    expect(attemptsIn(loop.events).map(({ record }) => record.number)).toEqual([1]);
   });
 
   it("takes a changed target for the next claim", async () => {

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { describe, expect, it } from "vitest";
-import { freePort } from "../../src/embedded-postgres.ts";
+import { freePort } from "../../src/free-port.ts";
 import { cleanUp } from "../support/clean-up.ts";
 
 const START = new URL("../../src/start.ts", import.meta.url).pathname;

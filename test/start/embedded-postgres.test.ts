@@ -7,9 +7,9 @@ import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
 import postgres from "postgres";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { type EmbeddedPostgres, startEmbeddedPostgres } from "../../src/embedded-postgres.ts";
+import { type EmbeddedPostgres, startEmbeddedPostgres } from "../../src/embedded-postgres/embedded-postgres.ts";
 
-const module = new URL("../../src/embedded-postgres.ts", import.meta.url).href;
+const module = new URL("../../src/embedded-postgres/embedded-postgres.ts", import.meta.url).href;
 
 let project: string;
 let running: EmbeddedPostgres | undefined;

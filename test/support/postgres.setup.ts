@@ -4,7 +4,7 @@ import { join } from "node:path";
 import postgres from "postgres";
 import type { TestProject } from "vitest/node";
 import { Secret } from "../../src/core/secret.ts";
-import { startEmbeddedPostgres } from "../../src/embedded-postgres.ts";
+import { startEmbeddedPostgres } from "../../src/embedded-postgres/embedded-postgres.ts";
 import { migrateDatabase } from "../../src/store/migrations.ts";
 
 declare module "vitest" {
