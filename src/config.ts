@@ -132,7 +132,28 @@ export const SETTINGS = {
     "7d",
     BOTH,
     expecting(parseDuration, "a duration such as 7d"),
-    "How long a delivery may stay unfinished, from its publish on; then it ends as EXPIRED. Longer than the retry schedule with its jitter, shorter than the retention of payloads (30 days).",
+    "How long a delivery may stay unfinished, from its publish on; then it ends as EXPIRED. Longer than the retry schedule with its jitter, shorter than `NUNCIO_PAYLOAD_RETENTION`.",
+  ),
+  payloadRetentionMs: setting(
+    "PAYLOAD_RETENTION",
+    "30d",
+    BOTH,
+    retention,
+    "How long an event's payload and id are kept, by whole days in UTC; after that its id may be used anew. A day that an unfinished delivery needs stays. Longer than `NUNCIO_MAX_PENDING`. The worker goes by it; the server only compares.",
+  ),
+  attemptRetentionMs: setting(
+    "ATTEMPT_RETENTION",
+    "30d",
+    WORKER,
+    retention,
+    "How long the attempts of deliveries are kept, by whole days in UTC. A delivered delivery is seen for as long as its attempt.",
+  ),
+  deadLetterRetentionMs: setting(
+    "DEAD_LETTER_RETENTION",
+    "30d",
+    WORKER,
+    retention,
+    "How long a dead letter is kept after its end.",
   ),
   maxEventBytes: setting(
     "MAX_EVENT_BYTES",
@@ -201,9 +222,6 @@ export const SETTINGS = {
 
 const LOG_LEVELS = ["trace", "debug", "info", "warn", "error", "fatal"] as const;
 
-/** Payloads are kept this long; becomes a setting with housekeeping. */
-const PAYLOAD_RETENTION_MS = 30 * 86_400_000;
-
 type Value<K extends keyof typeof SETTINGS> = ReturnType<(typeof SETTINGS)[K]["parse"]>;
 
 export type Config = { readonly [K in keyof typeof SETTINGS]: Value<K> };
@@ -269,8 +287,8 @@ function findContradictions(config: Config, reader: Process): string[] {
   if (config.maxPendingMs <= longestScheduleMs(config.retrySchedule)) {
     faults.push("NUNCIO_MAX_PENDING must exceed the sum of NUNCIO_RETRY_SCHEDULE × 1.2");
   }
-  if (config.maxPendingMs >= PAYLOAD_RETENTION_MS) {
-    faults.push("NUNCIO_MAX_PENDING must stay below the 30 days for which payloads are kept");
+  if (config.maxPendingMs >= config.payloadRetentionMs) {
+    faults.push("NUNCIO_MAX_PENDING must stay below NUNCIO_PAYLOAD_RETENTION");
   }
   return faults;
 }
@@ -292,6 +310,15 @@ function wholeNumber(min: number, max: number): (text: string) => number {
     const value = /^\d{1,9}$/.test(text.trim()) ? Number(text) : Number.NaN;
     return value >= min && value <= max ? value : undefined;
   }, `a whole number from ${min} to ${max}`);
+}
+
+/** The least that the database functions of retention take. */
+const LEAST_RETENTION_MS = 3_600_000;
+
+function retention(text: string): number {
+  const ms = parseDuration(text);
+  if (ms === undefined || ms < LEAST_RETENTION_MS) throw new Error("expected a duration of at least 1h, such as 30d");
+  return ms;
 }
 
 function parseBoolean(text: string): boolean {

@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import type { Sql } from "postgres";
 import { type Config, toAddressPolicy } from "./config.ts";
 import { createAnswerJudge } from "./core/address-policy.ts";
 import { openSecretBox } from "./core/encryption.ts";
@@ -11,7 +12,7 @@ import { elapse, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
 import { openDatabase } from "./store/database.ts";
-import { ensurePartitions } from "./store/housekeeping.ts";
+import { dropOutlived, ensurePartitions } from "./store/housekeeping.ts";
 import { findStoreWaits } from "./store/readiness.ts";
 import { checkSecretKeys } from "./store/secret-keys.ts";
 
@@ -68,9 +69,9 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       onDue: (lanes) => running.wake(lanes),
       onLost: (error) => logger.warn({ error }, "listener.lost"),
     });
-    const housekeeping = setInterval(() => {
-      ensurePartitions(db.hot).catch((error) => logger.error({ error }, "housekeeping.failed"));
-    }, HOUSEKEEPING_MS);
+    const keepHouse = () => housekeep(db.hot, config, logger);
+    const housekeeping = setInterval(keepHouse, HOUSEKEEPING_MS);
+    void keepHouse();
     logger.info({ concurrency: config.workerConcurrency }, "worker.started");
 
     await stop.requested;
@@ -81,6 +82,21 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
   }
   await Promise.all([operations.close(), db.close()]);
   logger.info("worker.stopped");
+}
+
+/** Partitions ahead, and what has outlived its retention behind. What fails is tried again an hour later. */
+async function housekeep(sql: Sql, config: Config, logger: Logger): Promise<void> {
+  try {
+    await ensurePartitions(sql);
+    const dropped = await dropOutlived(sql, {
+      payloadMs: config.payloadRetentionMs,
+      attemptMs: config.attemptRetentionMs,
+      deadLetterMs: config.deadLetterRetentionMs,
+    });
+    if (dropped.length > 0) logger.info({ dropped }, "housekeeping.dropped");
+  } catch (error) {
+    logger.warn({ error }, "housekeeping.failed");
+  }
 }
 
 /** One wide line per attempt; ids and figures only. */

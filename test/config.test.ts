@@ -169,7 +169,7 @@ describe("contradictions", () => {
 
   it("are a pending time that outlives the payloads", () => {
     expect(faultsWith("server", { NUNCIO_MAX_PENDING: "30d" })).toEqual([
-      "NUNCIO_MAX_PENDING must stay below the 30 days for which payloads are kept",
+      "NUNCIO_MAX_PENDING must stay below NUNCIO_PAYLOAD_RETENTION",
     ]);
     expect(faultsWith("server", { NUNCIO_MAX_PENDING: "29d" })).toEqual([]);
   });

@@ -2,7 +2,12 @@ import { randomBytes } from "node:crypto";
 import type { Sql } from "postgres";
 import { timeLimitWithin } from "../core/delivery.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
-import { cancelDeliveriesOfDeletedSubscription, endDeliveries, endLostDeliveries } from "../store/outbox/end.ts";
+import {
+  cancelDeliveriesOfDeletedSubscription,
+  endDeliveries,
+  endExpiredDeliveries,
+  endLostDeliveries,
+} from "../store/outbox/end.ts";
 import { listLanes } from "../store/outbox/lanes.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
 import { type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
@@ -55,6 +60,8 @@ const STALE_CLAIM_MS = 1_000;
 const FAILURE_PAUSE_MS = 250;
 const LANES_PER_LOOK = 1_000;
 const CLEANUP_BATCH = 500;
+/** How long after its time a delivery that something holds may still be pending. */
+const EXPIRY_LOOK_MS = 30_000;
 /** Claims stop while this many records per slot wait for Postgres. */
 const UNWRITTEN_PER_SLOT = 4;
 
@@ -78,6 +85,7 @@ class Loop implements DeliveryLoop {
   #healthy = false;
   #lookAgain = false;
   #lastClaimAtMs = Number.NEGATIVE_INFINITY;
+  #lookForExpiredAtMs = Number.NEGATIVE_INFINITY;
   /** Ends the wait of the claim loop, of the look loop, of the drain. */
   #nudgeClaim: () => void = () => undefined;
   #nudgeLook: () => void = () => undefined;
@@ -286,8 +294,18 @@ class Loop implements DeliveryLoop {
       if (seen.length < LANES_PER_LOOK) break;
       after = seen.at(-1)?.lane ?? after;
     }
+    await this.#endExpired();
     await this.#quarantine();
     return lanes;
+  }
+
+  async #endExpired(): Promise<void> {
+    const now = this.#deps.nowMs();
+    if (now < this.#lookForExpiredAtMs) return;
+    const count = await endExpiredDeliveries(this.#deps.sql, CLEANUP_BATCH);
+    if (count > 0) this.#deps.onEvent({ kind: "ended", reason: "EXPIRED", count });
+    // More are waiting: the next look goes on.
+    if (count < CLEANUP_BATCH) this.#lookForExpiredAtMs = now + EXPIRY_LOOK_MS;
   }
 
   async #cancelOrphans(lane: number): Promise<void> {

@@ -16,3 +16,35 @@ export async function findPartitionFault(sql: Sql): Promise<string | undefined> 
     FROM (SELECT to_char((now() + interval '1 day') AT TIME ZONE 'UTC', 'YYYYMMDD') AS suffix) AS d`;
   return row?.missing ? "tomorrow's partitions are missing: nuncio.ensure_partitions has not run" : undefined;
 }
+
+/** How long finished things are kept, in milliseconds. */
+export type Retention = {
+  readonly payloadMs: number;
+  readonly attemptMs: number;
+  readonly deadLetterMs: number;
+};
+
+/** Rows that one statement deletes: short enough that nobody waits for it. */
+const DELETE_BATCH = 5_000;
+
+/**
+ * Drops the days that lie behind their retention, and deletes what has outlived its payload. Safe to call at any time, by
+ * several workers at once. A day of events that something unfinished needs stays. Returns what was dropped; throws
+ * lock_not_available when somebody holds the table for longer than the drop may wait, and then the next call goes on.
+ */
+export async function dropOutlived(sql: Sql, { payloadMs, attemptMs, deadLetterMs }: Retention): Promise<string[]> {
+  const dropped: string[] = [];
+  for (const [parent, keepMs] of [["events", payloadMs] as const, ["delivery_attempts", attemptMs] as const]) {
+    for (;;) {
+      const [row] = await sql<{ name: string | null }[]>`
+        SELECT nuncio.drop_oldest_partition(${parent}, ${keepMs}::bigint) AS name`;
+      if (row?.name == null) break;
+      dropped.push(row.name);
+    }
+  }
+  for (;;) {
+    const [row] = await sql<{ deleted: number }[]>`
+      SELECT nuncio.delete_outlived(${payloadMs}::bigint, ${deadLetterMs}::bigint, ${DELETE_BATCH}::integer) AS deleted`;
+    if (!row?.deleted) return dropped;
+  }
+}

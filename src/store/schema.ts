@@ -56,7 +56,11 @@ export const eventIds = nuncio.table(
     /** SHA-256 of the content; null once the user was erased, when any content counts as the same. */
     contentHash: bytea("content_hash"),
   },
-  (table) => [primaryKey({ columns: [table.tenantKey, table.eventId] })],
+  (table) => [
+    primaryKey({ columns: [table.tenantKey, table.eventId] }),
+    // For retention alone: an id goes when its payload does.
+    index("event_ids_event_key").on(table.eventKey),
+  ],
 );
 
 export const webhookSubscriptions = nuncio.table(
