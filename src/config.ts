@@ -312,13 +312,14 @@ function wholeNumber(min: number, max: number): (text: string) => number {
   }, `a whole number from ${min} to ${max}`);
 }
 
-/** The least that the database functions of retention take. */
-const LEAST_RETENTION_MS = 3_600_000;
+const DAY_MS = 86_400_000;
+const LONGEST_RETENTION_MS = 3_650 * DAY_MS;
 
+/** By whole days, so a day at least; the database functions of retention take no less. */
 function retention(text: string): number {
   const ms = parseDuration(text);
-  if (ms === undefined || ms < LEAST_RETENTION_MS) throw new Error("expected a duration of at least 1h, such as 30d");
-  return ms;
+  if (ms !== undefined && ms >= DAY_MS && ms <= LONGEST_RETENTION_MS) return ms;
+  throw new Error("expected a duration from 1d to 3650d");
 }
 
 function parseBoolean(text: string): boolean {

@@ -29,22 +29,42 @@ const DELETE_BATCH = 5_000;
 
 /**
  * Drops the days that lie behind their retention, and deletes what has outlived its payload. Safe to call at any time, by
- * several workers at once. A day of events that something unfinished needs stays. Returns what was dropped; throws
- * lock_not_available when somebody holds the table for longer than the drop may wait, and then the next call goes on.
+ * several workers at once. A day of events that something unfinished needs stays. Returns what was dropped.
+ *
+ * Where somebody holds a table for longer than a drop may wait, the rest is done all the same, and what was refused
+ * (lock_not_available) is thrown at the end: the next call goes on.
  */
 export async function dropOutlived(sql: Sql, { payloadMs, attemptMs, deadLetterMs }: Retention): Promise<string[]> {
+  const events = await attempt(() => dropDays(sql, "events", payloadMs));
+  const attempts = await attempt(() => dropDays(sql, "delivery_attempts", attemptMs));
+  await deleteOutlived(sql, deadLetterMs);
+  for (const dropped of [events, attempts]) if (dropped instanceof Error) throw dropped;
+  return [events, attempts].flatMap((dropped) => (dropped instanceof Error ? [] : dropped));
+}
+
+async function dropDays(sql: Sql, parent: "events" | "delivery_attempts", keepMs: number): Promise<string[]> {
   const dropped: string[] = [];
-  for (const [parent, keepMs] of [["events", payloadMs] as const, ["delivery_attempts", attemptMs] as const]) {
-    for (;;) {
-      const [row] = await sql<{ name: string | null }[]>`
-        SELECT nuncio.drop_oldest_partition(${parent}, ${keepMs}::bigint) AS name`;
-      if (row?.name == null) break;
-      dropped.push(row.name);
-    }
+  for (;;) {
+    const [row] = await sql<{ name: string | null }[]>`
+      SELECT nuncio.drop_oldest_partition(${parent}, ${keepMs}::bigint) AS name`;
+    if (row?.name == null) return dropped;
+    dropped.push(row.name);
   }
+}
+
+async function deleteOutlived(sql: Sql, deadLetterMs: number): Promise<void> {
   for (;;) {
     const [row] = await sql<{ deleted: number }[]>`
-      SELECT nuncio.delete_outlived(${payloadMs}::bigint, ${deadLetterMs}::bigint, ${DELETE_BATCH}::integer) AS deleted`;
-    if (!row?.deleted) return dropped;
+      SELECT nuncio.delete_outlived(${deadLetterMs}::bigint, ${DELETE_BATCH}::integer) AS deleted`;
+    if (!row?.deleted) return;
+  }
+}
+
+async function attempt<T>(work: () => Promise<T>): Promise<T | Error> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof Error) return error;
+    throw error;
   }
 }

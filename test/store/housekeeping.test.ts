@@ -104,10 +104,61 @@ describe("retention", () => {
     expect(requests.map(({ request_id }) => request_id)).toEqual(["r_1"]);
   });
 
-  it("is refused for less than an hour, for another table, and to the server", async () => {
+  it("[B49] reckons in UTC whatever the zone of the session: an id stays while its payload does", async () => {
+    const [kept, old] = [await addDay(29), await addDay(33)];
+    const session = await db.worker.hot.reserve();
+    for (const zone of ["America/Los_Angeles", "Pacific/Kiritimati"]) {
+      await session`SELECT set_config('TimeZone', ${zone}, false)`;
+      await dropOutlived(session, KEEP);
+      expect(await idsLeft()).toContain(kept.eventId);
+    }
+    expect(await idsLeft()).not.toContain(old.eventId);
+    await session`RESET TimeZone`;
+    session.release();
+  });
+
+  it("[B49] is done once when several workers are at it", async () => {
+    const days = [await addDay(70), await addDay(71), await addDay(72)];
+    const dropped = await Promise.all(Array.from({ length: 4 }, () => dropOutlived(db.worker.hot, KEEP)));
+    const names = days.flatMap(({ events, attempts }) => [events, attempts]);
+    expect(new Set(dropped.flat()).size).toBe(dropped.flat().length);
+    await dropOutlived(db.worker.hot, KEEP);
+    expect(await standing(...names)).toEqual([]);
+  });
+
+  it("[B49] looks once more under the lock: what is put back while a drop waits keeps its payload", async () => {
+    const { events, eventId } = await addDay(80);
+    const { lane } = await addSubscription(db, newTenant());
+    let dropping: Promise<string[]> | undefined;
+    await db.admin.begin(async (redrive) => {
+      const [event] = await redrive`SELECT event_key FROM nuncio.events WHERE event_id = ${eventId}`;
+      dropping = dropOutlived(db.worker.hot, KEEP);
+      dropping.catch(() => undefined);
+      await redrive`
+        INSERT INTO nuncio.outbox (event_key, next_at, expires_at, tenant_key, subscription_key)
+        VALUES (${event?.event_key}, now(), now() + interval '1 day', 1, ${lane})`;
+    });
+    // Either it waited and saw the row, or it gave way.
+    expect(await dropping?.catch(() => [])).not.toContain(events);
+    expect(await standing(events)).toEqual([events]);
+    await db.admin`DELETE FROM nuncio.outbox WHERE subscription_key = ${lane}`;
+    await dropOutlived(db.worker.hot, KEEP);
+  });
+
+  it("does the rest where one table is held", async () => {
+    const { events, attempts } = await addDay(65);
+    await db.admin.begin(async (reader) => {
+      await reader`SELECT count(*) FROM nuncio.events`;
+      await expect(dropOutlived(db.worker.hot, KEEP)).rejects.toMatchObject({ code: "55P03" });
+    });
+    expect(await standing(events, attempts)).toEqual([events]);
+    await dropOutlived(db.worker.hot, KEEP);
+  });
+
+  it("is refused for less than a day, for another table, and to the server", async () => {
     const drop = (sql: typeof db.admin, parent: string, ms: number) =>
       sql`SELECT nuncio.drop_oldest_partition(${parent}, ${ms}::bigint)`;
-    await expect(drop(db.worker.hot, "events", 3_599_999)).rejects.toThrow("at least an hour");
+    await expect(drop(db.worker.hot, "events", DAY - 1)).rejects.toThrow("at least a day");
     await expect(drop(db.worker.hot, "outbox", DAY)).rejects.toThrow("no partitions of outbox");
     await expect(drop(db.server.hot, "events", DAY)).rejects.toThrow("permission denied");
   });

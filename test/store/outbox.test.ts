@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { describe, expect, it } from "vitest";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../../src/store/outbox/claim.ts";
-import { endLostDeliveries } from "../../src/store/outbox/end.ts";
+import { endDeliveries, endLostDeliveries } from "../../src/store/outbox/end.ts";
 import { listLanes } from "../../src/store/outbox/lanes.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { releaseDeliveries } from "../../src/store/outbox/release.ts";
@@ -261,5 +261,57 @@ describe("lanes", () => {
       { lane: paused.lane, dueInMs: Number.POSITIVE_INFINITY, deleted: false },
       { lane: gone.lane, dueInMs: expect.any(Number), deleted: true },
     ]);
+  });
+});
+
+describe("what ends, moves or releases rows", () => {
+  async function untilSomebodyWaits(): Promise<void> {
+    for (let waits = 0; waits === 0; ) {
+      const [row] = await db.admin`
+        SELECT count(*)::integer AS waits FROM pg_stat_activity
+        WHERE datname = current_database() AND wait_event_type = 'Lock'`;
+      waits = row?.waits;
+    }
+  }
+
+  const retry = { outcome: failed, decision: { kind: "retry", delayMs: 60_000 } } as const;
+
+  it.each([
+    [
+      "a record",
+      (claimed: ClaimedDelivery[]) =>
+        recordAttempts(
+          db.worker.hot,
+          claimed.map((one) => recordOf(one)),
+        ),
+    ],
+    [
+      "a record of ends and retries",
+      ([first, ...rest]: ClaimedDelivery[]) =>
+        recordAttempts(db.worker.hot, [recordOf(first as ClaimedDelivery, retry), ...rest.map((one) => recordOf(one))]),
+    ],
+    ["a release", (claimed: ClaimedDelivery[]) => releaseDeliveries(db.worker.hot, claimed)],
+    ["an end", (claimed: ClaimedDelivery[]) => endDeliveries(db.worker.hot, claimed, "EXPIRED")],
+  ])("locks them in the order of their keys, so that no two deadlock: %s", async (_, write) => {
+    const tenant = newTenant();
+    const { lane } = await addSubscription(db, tenant);
+    await publish(tenant, 3);
+    const claimed = (await claim(lane)).sort((a, b) => (a.eventKey < b.eventKey ? -1 : 1));
+    const [first, ...others] = claimed;
+    let writing: Promise<unknown> | undefined;
+    await db.admin.begin(async (holder) => {
+      await holder`SELECT FROM nuncio.outbox WHERE event_key = ${first?.eventKey ?? ""} FOR UPDATE`;
+      writing = write(claimed.toReversed());
+      await untilSomebodyWaits();
+      // It waits for the first one, and so has none of the others yet.
+      const free = await holder`
+        SELECT event_key FROM nuncio.outbox WHERE subscription_key = ${lane} AND event_key <> ${first?.eventKey ?? ""}
+        FOR UPDATE SKIP LOCKED`;
+      expect(free).toHaveLength(others.length);
+    });
+    await writing;
+    expect(
+      await db.admin`SELECT FROM nuncio.outbox WHERE subscription_key = ${lane} AND lease_token IS NOT NULL`,
+    ).toEqual([]);
   });
 });

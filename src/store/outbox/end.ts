@@ -1,26 +1,16 @@
 import type { PendingQuery, Row, Sql } from "postgres";
 import { type EndReason, LOST_CLAIMS_ENDED, toEndReasonCode } from "../../core/delivery.ts";
-import { toArrayText } from "../array-text.ts";
-import type { ClaimedDelivery } from "./claim.ts";
+import { type Lease, lockHeld } from "./held.ts";
 
 /** Ends claimed deliveries without an attempt, as dead letters with a reason, where the lease is still ours. */
-export async function endDeliveries(
-  sql: Sql,
-  claimed: readonly Pick<ClaimedDelivery, "subscriptionKey" | "eventKey" | "leaseToken">[],
-  reason: EndReason,
-): Promise<number> {
+export async function endDeliveries(sql: Sql, claimed: readonly Lease[], reason: EndReason): Promise<number> {
   return bury(
     sql,
     reason,
     // The claim has counted an attempt that was never made.
     sql`
       DELETE FROM nuncio.outbox q
-      USING unnest(
-        ${toArrayText(claimed, (delivery) => delivery.subscriptionKey)}::integer[],
-        ${toArrayText(claimed, (delivery) => delivery.eventKey)}::uuid[],
-        ${toArrayText(claimed, (delivery) => delivery.leaseToken)}::bigint[]
-      ) AS c (subscription_key, event_key, lease_token)
-      WHERE q.subscription_key = c.subscription_key AND q.event_key = c.event_key AND q.lease_token = c.lease_token
+      WHERE q.ctid = ANY (ARRAY(${lockHeld(sql, claimed)}))
       RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt - 1 AS attempt`,
   );
 }

@@ -26,9 +26,8 @@ export type AttemptRecord = {
  *
  * If we crash before this returns, each row is as it was under its lease, and is due again when that ends.
  *
- * Rows are found by the primary key and touched once: the token in the condition is the fence, also against a claim that
- * commits meanwhile, since Postgres judges the condition anew on the row that it finds after waiting. Two records cannot
- * deadlock: a row has one token at a time, so no two of them hold or want the same row.
+ * Rows are found by the primary key and locked in its order, ours or not: a row whose token turns out to be another's
+ * after waiting for it stays locked until the end, so that records in their own order would deadlock.
  */
 export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]): Promise<boolean[]> {
   const rows = await sql<{ place: number }[]>`
@@ -54,28 +53,29 @@ export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]
       ) WITH ORDINALITY AS a (subscription_key, event_key, lease_token, tenant_key, number, started_ms, duration_ms,
         outcome, http_status, dns_ms, connect_ms, first_byte_ms, body_ms, delay_ms, end_reason, error_detail,
         response_excerpt, place)
+    ), held AS MATERIALIZED (
+      SELECT q.ctid AS row, q.attempt, a.place, a.subscription_key, a.event_key, a.tenant_key, a.delay_ms, a.end_reason
+      FROM attempt a
+      JOIN nuncio.outbox q ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
+        AND q.lease_token = a.lease_token
+      ORDER BY q.subscription_key, q.event_key
+      FOR UPDATE OF q
     ), ended AS (
-      DELETE FROM nuncio.outbox q USING attempt a
-      WHERE q.subscription_key = a.subscription_key AND q.event_key = a.event_key AND q.lease_token = a.lease_token
-        AND a.delay_ms IS NULL
-      RETURNING a.place, q.event_key, q.tenant_key, q.subscription_key, q.attempt, a.end_reason
+      DELETE FROM nuncio.outbox q USING held h WHERE q.ctid = h.row AND h.delay_ms IS NULL
     ), retried AS (
       UPDATE nuncio.outbox q
-      SET next_at = now() + a.delay_ms * interval '1 millisecond', failures = q.failures + 1, lost_claims = 0,
+      SET next_at = now() + h.delay_ms * interval '1 millisecond', failures = q.failures + 1, lost_claims = 0,
         lease_token = NULL, lease_expires_at = NULL
-      FROM attempt a
-      WHERE q.subscription_key = a.subscription_key AND q.event_key = a.event_key AND q.lease_token = a.lease_token
-        AND a.delay_ms IS NOT NULL
-      RETURNING a.place
+      FROM held h WHERE q.ctid = h.row AND h.delay_ms IS NOT NULL
     ), given_up AS (
       INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
-      SELECT e.event_key, e.tenant_key, e.subscription_key, e.attempt, e.end_reason
-      FROM ended e WHERE e.end_reason IS NOT NULL
+      SELECT h.event_key, h.tenant_key, h.subscription_key, h.attempt, h.end_reason
+      FROM held h WHERE h.end_reason IS NOT NULL
       ON CONFLICT (subscription_key, event_key) DO UPDATE
         SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason
     ), stale AS MATERIALIZED (
       SELECT a.place FROM attempt a
-      WHERE a.place NOT IN (SELECT e.place FROM ended e UNION ALL SELECT r.place FROM retried r)
+      WHERE a.place NOT IN (SELECT h.place FROM held h)
     ), kept AS (
       INSERT INTO nuncio.delivery_attempts (event_key, started_at, tenant_key, subscription_key, duration_ms, number,
         outcome, http_status, stale, dns_ms, connect_ms, first_byte_ms, body_ms, error_detail, response_excerpt)
