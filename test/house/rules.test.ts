@@ -150,6 +150,12 @@ describe("import rules", () => {
       refused: ["../rpc/x.ts", "../delivery/x.ts", "../../gen/x.ts", "../config.ts", "../logger.ts"],
       allowed: ["../core/ids.ts", "../store/readiness.ts", "node:http"],
     },
+    {
+      folder: "embedded-postgres",
+      message: "the embedded Postgres knows nothing of Nuncio",
+      refused: ["../config.ts", "../core/secret.ts", "../store/database.ts", "../logger.ts"],
+      allowed: ["./home.ts", "../free-port.ts", "node:fs", "postgres"],
+    },
   ] as const;
 
   it.each(FOLDERS)(
