@@ -4,12 +4,22 @@ import type { ClaimedDelivery, LaneQuota } from "../store/outbox/claim.ts";
 const LATE_COMMIT_MS = 60_000;
 /** And this often a lane is looked at from the very beginning, for what turned up later still. */
 const FULL_LOOK_EVERY_MS = 5_000;
+/**
+ * A lane that has more than it was asked for gives at least this many the next time: its lock, its look-up and its descent
+ * into the index then serve several rows. Measured with 100 lanes: 40 µs of Postgres' CPU per delivery where one or two
+ * rows a time took 59, and a fifth more deliveries.
+ */
+const HANDFUL = 8;
 
 type Lane = {
   readonly key: number;
   /** When there may be something to claim, by the monotonic clock. */
   dueAtMs: number;
   inFlight: number;
+  /** Whether the last claim brought all that it might. */
+  hasMore: boolean;
+  /** The number of the last pick that it was in; 0 for none. */
+  lastPick: number;
   /** Counts the wakes, so that one that comes while a claim is on its way is not forgotten when that finds nothing. */
   wakes: number;
   sinceMs: number;
@@ -25,8 +35,7 @@ export type LanePick = LaneQuota & { readonly wakes: number };
 export class Lanes {
   readonly #lanes = new Map<number, Lane>();
   readonly #maxInFlight: number;
-  /** Where the next pick begins, so that the lanes take turns. */
-  #turn = 0;
+  #picks = 0;
 
   constructor(maxInFlight: number) {
     this.#maxInFlight = maxInFlight;
@@ -44,23 +53,37 @@ export class Lanes {
     for (const key of this.#lanes.keys()) this.wake(key, nowMs);
   }
 
-  /** Quotas for at most `free` rows, spread evenly over the lanes that may have something due and may send more. */
+  /**
+   * Quotas for at most `free` rows of the lanes that may have something due and may send more: spread evenly, but a
+   * handful at least for a lane with more to give. Who was not picked for longest comes first, so that lanes take turns
+   * and one that was quiet waits behind nobody's backlog.
+   */
   pick(nowMs: number, free: number): LanePick[] {
-    const ready = [...this.#lanes.values()].filter(
-      (lane) => lane.dueAtMs <= nowMs && lane.inFlight < this.#maxInFlight,
-    );
-    if (ready.length === 0 || free <= 0) return [];
-    const first = this.#turn % ready.length;
-    const inTurn = [...ready.slice(first), ...ready.slice(0, first)].slice(0, free);
-    this.#turn = first + inTurn.length;
+    const ready = [...this.#lanes.values()]
+      .filter((lane) => lane.dueAtMs <= nowMs && lane.inFlight < this.#maxInFlight)
+      .sort((a, b) => a.lastPick - b.lastPick)
+      .slice(0, Math.max(0, free));
+    const picks: LanePick[] = [];
+    this.#picks += 1;
     let left = free;
-    return inTurn.map((lane, i) => {
-      const quota = Math.min(this.#maxInFlight - lane.inFlight, Math.ceil(left / (inTurn.length - i)));
+    for (const [i, lane] of ready.entries()) {
+      if (left === 0) break;
+      const share = Math.max(lane.hasMore ? HANDFUL : 1, Math.ceil(left / (ready.length - i)));
+      const quota = Math.min(this.#maxInFlight - lane.inFlight, left, share);
       left -= quota;
-      const fromStart = nowMs - lane.lookedFromStartAtMs >= FULL_LOOK_EVERY_MS;
-      if (fromStart) lane.lookedFromStartAtMs = nowMs;
-      return { lane: lane.key, quota, sinceMs: fromStart ? Number.NEGATIVE_INFINITY : lane.sinceMs, wakes: lane.wakes };
-    });
+      picks.push({ lane: lane.key, quota, sinceMs: this.#beginOfLook(lane, nowMs), wakes: lane.wakes });
+      lane.lastPick = this.#picks;
+      // To the end of the map: it stays all but sorted, which is what the sort above is quick at.
+      this.#lanes.delete(lane.key);
+      this.#lanes.set(lane.key, lane);
+    }
+    return picks;
+  }
+
+  #beginOfLook(lane: Lane, nowMs: number): number {
+    if (nowMs - lane.lookedFromStartAtMs < FULL_LOOK_EVERY_MS) return lane.sinceMs;
+    lane.lookedFromStartAtMs = nowMs;
+    return Number.NEGATIVE_INFINITY;
   }
 
   /** What the claim of these picks brought: a lane that gave less than its quota has nothing more for now. */
@@ -77,8 +100,9 @@ export class Lanes {
     for (const pick of picks) {
       const lane = this.#laneOf(pick.lane);
       const found = latest.get(pick.lane);
+      lane.hasMore = (found?.count ?? 0) >= pick.quota;
       if (found) lane.sinceMs = found.dueAt - LATE_COMMIT_MS;
-      if ((found?.count ?? 0) < pick.quota && lane.wakes === pick.wakes) lane.dueAtMs = Number.POSITIVE_INFINITY;
+      if (!lane.hasMore && lane.wakes === pick.wakes) lane.dueAtMs = Number.POSITIVE_INFINITY;
     }
   }
 
@@ -111,6 +135,8 @@ export class Lanes {
         key,
         dueAtMs: Number.POSITIVE_INFINITY,
         inFlight: 0,
+        hasMore: false,
+        lastPick: 0,
         wakes: 0,
         sinceMs: Number.NEGATIVE_INFINITY,
         lookedFromStartAtMs: never,

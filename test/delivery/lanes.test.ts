@@ -103,6 +103,28 @@ describe("pick", () => {
     ).toEqual([2, 2, 2]);
   });
 
+  it("asks a lane with more to give for a handful, a lane of one event for no more than its share", () => {
+    const lanes = dueLanes(20, 16);
+    const first = lanes.pick(0, 20);
+    expect(first.map(({ quota }) => quota)).toEqual(Array(20).fill(1));
+    const claimed = first.filter(({ lane }) => lane <= 10).flatMap(({ lane }) => deliveries(lane, 1));
+    lanes.claimed(first, claimed);
+    for (const { subscriptionKey } of claimed) lanes.finished(subscriptionKey);
+    expect(lanes.pick(1, 20).map(({ quota }) => quota)).toEqual([8, 8, 4]);
+  });
+
+  it("lets a lane that was quiet come before all that have a backlog", () => {
+    const lanes = dueLanes(30, 16);
+    for (let round = 0; round < 5; round++) {
+      const picks = lanes.pick(round, 16);
+      const claimed = picks.flatMap(({ lane, quota }) => deliveries(lane, quota));
+      lanes.claimed(picks, claimed);
+      for (const { subscriptionKey } of claimed) lanes.finished(subscriptionKey);
+    }
+    lanes.wake(31, 5);
+    expect(lanes.pick(5, 16)[0]?.lane).toBe(31);
+  });
+
   it("gives nothing without a free slot, a lane that is due, or a slot of the lane", () => {
     const { lanes, pick } = oneLane(2);
     expect(lanes.pick(0, 0)).toEqual([]);
@@ -140,9 +162,13 @@ describe("pick", () => {
     fc.assert(fc.property(...sizes, (count, free) => longestWait(count, free) < count));
   });
 
-  // Does not hold yet: the turn moves on by one lane per pick and not by the lanes that were picked.
-  it("leaves no due lane out for more picks than it takes to go round once", () => {
-    fc.assert(fc.property(...sizes, (count, free) => longestWait(count, free) <= Math.ceil(count / free)));
+  it("leaves no due lane out for more picks than it takes to go round once, a handful each", () => {
+    fc.assert(
+      fc.property(
+        ...sizes,
+        (count, free) => longestWait(count, free) < Math.ceil(count / Math.min(count, Math.ceil(free / 8))),
+      ),
+    );
   });
 });
 
