@@ -4,7 +4,7 @@ import { openSecretBox, parseKeyring } from "../src/core/encryption.ts";
 import type { Uuid } from "../src/core/ids.ts";
 import { Secret } from "../src/core/secret.ts";
 import { formatSigningSecret } from "../src/core/signature.ts";
-import { freePort } from "../src/free-port.ts";
+import { anyFreePort } from "../src/free-port.ts";
 import { openDatabase } from "../src/store/database.ts";
 import { appendEvents } from "../src/store/outbox/append.ts";
 import { createSubscription } from "../src/store/subscriptions.ts";
@@ -65,7 +65,7 @@ export async function startWorker(
   database: BenchDatabase,
   { maxInFlight, awaitReady }: { maxInFlight: number | undefined; awaitReady: boolean },
 ): Promise<RealProcess> {
-  const port = await anyPort();
+  const port = await anyFreePort("127.0.0.1");
   const env = {
     ...COMMON,
     NUNCIO_DATABASE_URL: database.url,
@@ -93,7 +93,7 @@ export async function startServerWithoutStorage(): Promise<RunningServer> {
 }
 
 async function serverEnv(databaseUrl: string) {
-  const [port, operationsPort] = [await anyPort(), await anyPort()];
+  const [port, operationsPort] = [await anyFreePort("127.0.0.1"), await anyFreePort("127.0.0.1")];
   const env = {
     ...COMMON,
     NUNCIO_DATABASE_URL: databaseUrl,
@@ -102,10 +102,4 @@ async function serverEnv(databaseUrl: string) {
     NUNCIO_OPERATIONS_LISTEN: `127.0.0.1:${operationsPort}`,
   };
   return { env, baseUrl: `http://127.0.0.1:${port}`, operationsPort };
-}
-
-async function anyPort(): Promise<number> {
-  const port = await freePort("127.0.0.1", 0);
-  if (port === undefined) throw new Error("127.0.0.1 has no free port left");
-  return port;
 }

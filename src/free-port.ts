@@ -11,3 +11,10 @@ export async function freePort(host: string, port: number): Promise<number | und
   });
   return promise;
 }
+
+/** Any port that is free now. */
+export async function anyFreePort(host: string): Promise<number> {
+  const port = await freePort(host, 0);
+  if (port === undefined) throw new Error(`${host} has no free port left.`);
+  return port;
+}

@@ -4,13 +4,10 @@ import { create, fromBinary, toBinary } from "@bufbuild/protobuf";
 import { PublishRequestSchema, PublishResponseSchema } from "../../gen/nuncio/v1/event_service_pb.ts";
 import { wireEvent } from "../events.ts";
 
-/** One unary Connect call in bytes: https://connectrpc.com/docs/protocol#unary-request */
-export type PublishCall = (id: string) => Promise<void>;
-
-export type RawPublisher = { readonly publish: PublishCall; close(): Promise<void> };
+export type RawPublisher = { publish(id: string): Promise<void>; close(): Promise<void> };
 
 /**
- * Publish over one HTTP/2 connection, without a client library: at a steady rate the load generator shares two cores with
+ * Publish over one HTTP/2 connection, as https://connectrpc.com/docs/protocol#unary-request has it in bytes: at a steady rate the load generator shares two cores with
  * what it measures, and a client for Node costs it as much per call as the server needs.
  */
 export async function openRawPublisher(baseUrl: string, key: string, tenantId: string): Promise<RawPublisher> {

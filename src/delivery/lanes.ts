@@ -88,12 +88,12 @@ export class Lanes {
 
   /** What the claim of these picks brought: a lane that gave less than its quota has nothing more for now. */
   claimed(picks: readonly LanePick[], claimed: readonly ClaimedDelivery[]): void {
-    const latest = new Map<number, { count: number; dueAt: number }>();
+    const latest = new Map<number, { count: number; dueAtMs: number }>();
     for (const { subscriptionKey, wasDueAtMs } of claimed) {
       const seen = latest.get(subscriptionKey);
       latest.set(subscriptionKey, {
         count: (seen?.count ?? 0) + 1,
-        dueAt: Math.max(seen?.dueAt ?? 0, wasDueAtMs),
+        dueAtMs: Math.max(seen?.dueAtMs ?? 0, wasDueAtMs),
       });
       this.#laneOf(subscriptionKey).inFlight += 1;
     }
@@ -101,7 +101,7 @@ export class Lanes {
       const lane = this.#laneOf(pick.lane);
       const found = latest.get(pick.lane);
       lane.hasMore = (found?.count ?? 0) >= pick.quota;
-      if (found) lane.sinceMs = found.dueAt - LATE_COMMIT_MS;
+      if (found) lane.sinceMs = found.dueAtMs - LATE_COMMIT_MS;
       if (!lane.hasMore && lane.wakes === pick.wakes) lane.dueAtMs = Number.POSITIVE_INFINITY;
     }
   }
@@ -130,7 +130,6 @@ export class Lanes {
   #laneOf(key: number): Lane {
     let lane = this.#lanes.get(key);
     if (!lane) {
-      const never = Number.NEGATIVE_INFINITY;
       lane = {
         key,
         dueAtMs: Number.POSITIVE_INFINITY,
@@ -139,7 +138,7 @@ export class Lanes {
         lastPick: 0,
         wakes: 0,
         sinceMs: Number.NEGATIVE_INFINITY,
-        lookedFromStartAtMs: never,
+        lookedFromStartAtMs: Number.NEGATIVE_INFINITY,
       };
       this.#lanes.set(key, lane);
     }

@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { readdir, readFile, rename, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { freePort } from "../free-port.ts";
+import { anyFreePort, freePort } from "../free-port.ts";
 import type { Binaries } from "./binaries.ts";
 import { type Postmaster, readPostmaster, releaseStalePid } from "./postmaster.ts";
 import { type Account, run, runOrThrow } from "./programs.ts";
@@ -74,11 +74,7 @@ export async function launch(cluster: Cluster, portFile: string): Promise<Postma
 /** The port of the last start if it is free, so that a `psql` or a bookmark goes on working. */
 async function choosePort(portFile: string): Promise<number> {
   const kept = Number(await readFile(portFile, "utf8").catch(() => "0"));
-  return (
-    (await freePort("127.0.0.1", kept)) ??
-    (await freePort("127.0.0.1", 0)) ??
-    Promise.reject(new Error("127.0.0.1 has no free port left."))
-  );
+  return (await freePort("127.0.0.1", kept)) ?? (await anyFreePort("127.0.0.1"));
 }
 
 export async function stop({ home, dataDirectory, account, binaries }: Cluster): Promise<void> {

@@ -71,12 +71,13 @@ function soundField(field: DescField, json: JsonValue, path: string, faults: Fau
   }
   if (field.fieldKind === "map") {
     if (!isObject(json)) return refuse(faults, path, "must be a JSON object");
-    const sound: JsonObject = {};
-    for (const [key, item] of Object.entries(json)) {
-      const value = soundValue(field, field.mapKind, item, `${path}[${JSON.stringify(key.slice(0, 64))}]`, faults);
-      if (value !== undefined) sound[key] = value;
-    }
-    return sound;
+    // Not by assignment: a key may be `__proto__`.
+    return Object.fromEntries(
+      Object.entries(json).flatMap(([key, item]) => {
+        const value = soundValue(field, field.mapKind, item, `${path}[${JSON.stringify(key.slice(0, 64))}]`, faults);
+        return value === undefined ? [] : [[key, value]];
+      }),
+    );
   }
   return soundValue(field, field.fieldKind, json, path, faults);
 }
