@@ -123,6 +123,8 @@ function logEvent(logger: Logger, event: LoopEvent): void {
     );
   } else if (event.kind === "ended") {
     logger.warn({ reason: event.reason, count: event.count }, "delivery.ended");
+  } else if (event.kind === "stranded") {
+    logger.error({ count: event.count }, "delivery.stranded");
   } else if (event.kind === "released") {
     logger.info({ count: event.count }, "delivery.released");
   }

@@ -17,7 +17,6 @@ export type Reason =
   | "SUBSCRIPTION_DISABLED"
   | "TOO_MANY_SUBSCRIPTIONS"
   | "REQUEST_ID_REUSED"
-  | "ORDERING_NOT_SUPPORTED"
   | "DELIVERY_NOT_FOUND"
   | "INVALID_CREDENTIAL"
   | "ROLE_MISSING"
@@ -52,7 +51,6 @@ export class AlreadyExistsError extends NuncioError {}
 export class FailedPreconditionError extends NuncioError {}
 export class ResourceExhaustedError extends NuncioError {}
 export class UnavailableError extends NuncioError {}
-export class UnimplementedError extends NuncioError {}
 export class UnauthenticatedError extends NuncioError {}
 export class PermissionDeniedError extends NuncioError {}
 

@@ -15,8 +15,7 @@ export type SubscriptionOrdering = (typeof SUBSCRIPTION_ORDERINGS)[number];
 export const CONTENT_TYPES = ["JSON", "CLOUDEVENTS_JSON"] as const;
 export type ContentType = (typeof CONTENT_TYPES)[number];
 
-/** The default of this release; PER_USER once the worker keeps that order. */
-export const DEFAULT_ORDERING: SubscriptionOrdering = "NONE";
+export const DEFAULT_ORDERING: SubscriptionOrdering = "PER_USER";
 
 /** What a creator chooses. */
 export type SubscriptionSpec = {

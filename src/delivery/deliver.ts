@@ -60,6 +60,7 @@ export async function deliver(
     subscriptionKey: delivery.subscriptionKey,
     eventKey: delivery.eventKey,
     leaseToken: delivery.leaseToken,
+    userKey: delivery.userKey,
     tenantKey: target.tenantKey,
     number: delivery.attempt,
     startedAtMs,

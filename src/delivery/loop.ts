@@ -1,18 +1,20 @@
 import { randomBytes } from "node:crypto";
 import type { Sql } from "postgres";
-import { timeLimitWithin } from "../core/delivery.ts";
+import { type EndReason, timeLimitWithin } from "../core/delivery.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
 import {
   cancelDeliveriesOfDeletedSubscription,
+  type Ended,
   endDeliveries,
   endExpiredDeliveries,
   endLostDeliveries,
 } from "../store/outbox/end.ts";
 import { listLanes } from "../store/outbox/lanes.ts";
+import { promoteStranded } from "../store/outbox/promote.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
 import { type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
 import { Lanes } from "./lanes.ts";
-import { type Recorded, Recorder } from "./recorder.ts";
+import { type Recorded, type RecordedBatch, Recorder } from "./recorder.ts";
 import type { ReadyTarget, TargetCache } from "./targets.ts";
 
 export type LoopDependencies = DeliverDependencies & {
@@ -32,9 +34,11 @@ export type LoopEvent =
   /** The outbox was looked through: how many lanes have rows. */
   | { readonly kind: "looked"; readonly lanes: number }
   | { readonly kind: "released"; readonly count: number }
+  /** Followers that waited behind nothing were found, and are due now. There should be none: see `promoteStranded`. */
+  | { readonly kind: "stranded"; readonly count: number }
   | {
       readonly kind: "ended";
-      readonly reason: "EXPIRED" | "WORKER_LOST" | "SUBSCRIPTION_DELETED";
+      readonly reason: EndReason;
       readonly count: number;
     }
   | {
@@ -61,7 +65,7 @@ const FAILURE_PAUSE_MS = 250;
 const LANES_PER_LOOK = 1_000;
 const CLEANUP_BATCH = 500;
 /** How long after its time a delivery that something holds may still be pending. */
-const EXPIRY_LOOK_MS = 30_000;
+const SWEEP_EVERY_MS = 30_000;
 /** Claims stop while this many records per slot wait for Postgres. */
 const UNWRITTEN_PER_SLOT = 4;
 
@@ -85,7 +89,7 @@ class Loop implements DeliveryLoop {
   #healthy = false;
   #lookAgain = false;
   #lastClaimAtMs = Number.NEGATIVE_INFINITY;
-  #lookForExpiredAtMs = Number.NEGATIVE_INFINITY;
+  #sweepAtMs = Number.NEGATIVE_INFINITY;
   /** Ends the wait of the claim loop, of the look loop, of the drain. */
   #nudgeClaim: () => void = () => undefined;
   #nudgeLook: () => void = () => undefined;
@@ -96,7 +100,7 @@ class Loop implements DeliveryLoop {
     this.#lanes = new Lanes(deps.maxInFlight);
     this.#recorder = new Recorder(
       deps.sql,
-      (recorded) => this.#recorded(recorded),
+      (batch) => this.#recorded(batch),
       (error) => deps.onEvent({ kind: "failed", step: "record", error }),
     );
     this.#claiming = this.#claimLoop();
@@ -210,8 +214,7 @@ class Loop implements DeliveryLoop {
     }
     if (handBack.length > 0) await this.#release(handBack);
     if (expired.length > 0) {
-      const count = await endDeliveries(this.#deps.sql, expired, "EXPIRED");
-      this.#deps.onEvent({ kind: "ended", reason: "EXPIRED", count });
+      this.#ended("EXPIRED", await endDeliveries(this.#deps.sql, expired, "EXPIRED"));
     }
   }
 
@@ -249,14 +252,20 @@ class Loop implements DeliveryLoop {
     }
   }
 
-  #recorded(recorded: readonly Recorded[]): void {
+  #recorded({ recorded, promoted, superseded }: RecordedBatch): void {
     const now = this.#deps.nowMs();
     for (const entry of recorded) {
       const { decision, subscriptionKey } = entry.record;
       if (decision.kind === "retry") this.#lanes.wake(subscriptionKey, now + decision.delayMs);
       this.#deps.onEvent({ kind: "attempted", ...entry });
     }
+    this.#ended("SUPERSEDED", { count: superseded.length, promoted });
     this.#nudgeClaim();
+  }
+
+  #ended(reason: EndReason, { count, promoted }: Ended): void {
+    if (count > 0) this.#deps.onEvent({ kind: "ended", reason, count });
+    this.wake(promoted);
   }
 
   /** The fallback for every wake-up that did not arrive, and the time for what needs no hurry. */
@@ -294,29 +303,32 @@ class Loop implements DeliveryLoop {
       if (seen.length < LANES_PER_LOOK) break;
       after = seen.at(-1)?.lane ?? after;
     }
-    await this.#endExpired();
+    await this.#sweep();
     await this.#quarantine();
     return lanes;
   }
 
-  async #endExpired(): Promise<void> {
+  /** What reads the outbox from end to end, once in a while. */
+  async #sweep(): Promise<void> {
     const now = this.#deps.nowMs();
-    if (now < this.#lookForExpiredAtMs) return;
-    const count = await endExpiredDeliveries(this.#deps.sql, CLEANUP_BATCH);
-    if (count > 0) this.#deps.onEvent({ kind: "ended", reason: "EXPIRED", count });
+    if (now < this.#sweepAtMs) return;
+    const stranded = await promoteStranded(this.#deps.sql, CLEANUP_BATCH);
+    if (stranded.length > 0) this.#deps.onEvent({ kind: "stranded", count: stranded.length });
+    this.wake(stranded);
+    const ended = await endExpiredDeliveries(this.#deps.sql, CLEANUP_BATCH);
+    this.#ended("EXPIRED", ended);
     // More are waiting: the next look goes on.
-    if (count < CLEANUP_BATCH) this.#lookForExpiredAtMs = now + EXPIRY_LOOK_MS;
+    if (Math.max(ended.count, stranded.length) < CLEANUP_BATCH) this.#sweepAtMs = now + SWEEP_EVERY_MS;
   }
 
   async #cancelOrphans(lane: number): Promise<void> {
-    const count = await cancelDeliveriesOfDeletedSubscription(this.#deps.sql, lane, CLEANUP_BATCH);
-    if (count > 0) this.#deps.onEvent({ kind: "ended", reason: "SUBSCRIPTION_DELETED", count });
+    const ended = await cancelDeliveriesOfDeletedSubscription(this.#deps.sql, lane, CLEANUP_BATCH);
+    this.#ended("SUBSCRIPTION_DELETED", ended);
   }
 
   /** One delivery at a time of those that may be what kills workers; those that have had their chances end. */
   async #quarantine(): Promise<void> {
-    const count = await endLostDeliveries(this.#deps.sql, CLEANUP_BATCH);
-    if (count > 0) this.#deps.onEvent({ kind: "ended", reason: "WORKER_LOST", count });
+    this.#ended("WORKER_LOST", await endLostDeliveries(this.#deps.sql, CLEANUP_BATCH));
     if (this.#quarantined > 0 || this.#draining || this.#freeSlots() <= 0) return;
     const sentAtMs = this.#deps.nowMs();
     const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };

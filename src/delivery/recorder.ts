@@ -1,6 +1,6 @@
 import type { Sql } from "postgres";
 import { isTransient } from "../store/database.ts";
-import { type AttemptRecord, recordAttempts } from "../store/outbox/record.ts";
+import { type AttemptRecord, type RecordResult, recordAttempts } from "../store/outbox/record.ts";
 
 /** At most this many records in one statement. */
 const MAX_BATCH = 256;
@@ -11,13 +11,16 @@ const LONGEST_PAUSE_MS = 2_000;
 
 export type Recorded = { readonly record: AttemptRecord; readonly stale: boolean };
 
+/** A batch that is written, and what it changed beside its own deliveries. */
+export type RecordedBatch = Omit<RecordResult, "stale"> & { readonly recorded: readonly Recorded[] };
+
 /**
  * Writes records in batches, one statement at a time: what comes while one is on its way goes with the next. While
  * Postgres is away the records wait here and are tried again; a lease that passes on meanwhile makes them stale, no more.
  */
 export class Recorder {
   readonly #sql: Sql;
-  readonly #onRecorded: (recorded: readonly Recorded[]) => void;
+  readonly #onRecorded: (batch: RecordedBatch) => void;
   readonly #onFailure: (error: unknown, waiting: number) => void;
   #waiting: AttemptRecord[] = [];
   #writing = 0;
@@ -27,7 +30,7 @@ export class Recorder {
 
   constructor(
     sql: Sql,
-    onRecorded: (recorded: readonly Recorded[]) => void,
+    onRecorded: (batch: RecordedBatch) => void,
     onFailure: (error: unknown, waiting: number) => void,
   ) {
     this.#sql = sql;
@@ -77,8 +80,11 @@ export class Recorder {
   async #write(batch: readonly AttemptRecord[]): Promise<void> {
     for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS)) {
       try {
-        const stale = await recordAttempts(this.#sql, batch);
-        this.#onRecorded(batch.map((record, i) => ({ record, stale: stale[i] as boolean })));
+        const { stale, ...changes } = await recordAttempts(this.#sql, batch);
+        this.#onRecorded({
+          ...changes,
+          recorded: batch.map((record, i) => ({ record, stale: stale[i] as boolean })),
+        });
         return;
       } catch (error) {
         this.#onFailure(error, this.pending);

@@ -6,7 +6,7 @@ import {
   type CreateWebhookSubscriptionResponse,
   CreateWebhookSubscriptionResponseSchema,
 } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
-import { type Fault, UnimplementedError } from "../core/errors.ts";
+import type { Fault } from "../core/errors.ts";
 import { toUuid, type Uuid } from "../core/ids.ts";
 import { Secret } from "../core/secret.ts";
 import { formatSigningSecret, SIGNING_SECRET_BYTES } from "../core/signature.ts";
@@ -41,9 +41,6 @@ export function createWebhookSubscription(deps: RpcDependencies) {
 function readSpec(deps: RpcDependencies, request: CreateWebhookSubscriptionRequest): SubscriptionSpec {
   const spec = request.webhookSubscription && toSubscriptionSpec(request.webhookSubscription, PATH, []);
   checkRequest(request, { faults: findCreateFaults(deps, request) });
-  if (spec?.ordering === "PER_USER") {
-    throw new UnimplementedError("ORDERING_NOT_SUPPORTED", `${PATH}.ordering: PER_USER is not served yet; use NONE`);
-  }
   return spec as SubscriptionSpec;
 }
 

@@ -1,3 +1,4 @@
+import { sql } from "drizzle-orm";
 import {
   bigint,
   boolean,
@@ -144,10 +145,21 @@ export const outbox = nuncio.table(
     failures: smallint("failures").notNull().default(0),
     /** Claims in a row that ended without a record, the running one not counted. */
     lostClaims: smallint("lost_claims").notNull().default(0),
+    /**
+     * The user, as 64 bits (`nuncio.user_key`), and the event's place in the user's order and its type: all null for a
+     * delivery that stands outside the order. Only the first of a (subscription, user) is ever due; the others wait behind
+     * it at an infinite `next_at`, out of every claim's sight.
+     */
+    userKey: bigint("user_key", { mode: "bigint" }),
+    userSequence: bigint("user_sequence", { mode: "bigint" }),
+    eventType: smallint("event_type"),
   },
   (table) => [
     primaryKey({ columns: [table.subscriptionKey, table.eventKey] }),
     index("outbox_due").on(table.subscriptionKey, table.nextAt),
+    index("outbox_order")
+      .on(table.userKey, table.subscriptionKey, table.userSequence)
+      .where(sql`${table.userKey} IS NOT NULL`),
   ],
 );
 

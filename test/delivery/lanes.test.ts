@@ -12,6 +12,7 @@ function delivery(lane: number, wasDueAtMs = DUE_AT_MS): ClaimedDelivery {
     revision: 1,
     eventKey: "00000000-0000-7000-8000-000000000000" as Uuid,
     leaseToken: 1n,
+    userKey: null,
     attempt: 1,
     failures: 0,
     wasDueAtMs,

@@ -24,7 +24,7 @@ describe("the recorder", () => {
     const batches: number[] = [];
     const recorder = new Recorder(
       db.worker.hot,
-      (recorded) => batches.push(recorded.length),
+      ({ recorded }) => batches.push(recorded.length),
       (error) => expect.fail(String(error)),
     );
     for (const record of records) recorder.add(record);
@@ -42,7 +42,7 @@ describe("the recorder", () => {
     const failures: unknown[] = [];
     const recorder = new Recorder(
       db.worker.hot,
-      (recorded) => written.push(...recorded.map(({ record }) => record)),
+      ({ recorded }) => written.push(...recorded.map(({ record }) => record)),
       (error) => failures.push(error),
     );
     for (const record of records) recorder.add(record);

@@ -31,7 +31,7 @@ describe("CreateWebhookSubscription", () => {
       url,
       eventTypes: [EventType.USER_DELETED],
       state: SubscriptionState.ENABLED,
-      ordering: SubscriptionOrdering.NONE,
+      ordering: SubscriptionOrdering.PER_USER,
       contentType: ContentType.CLOUDEVENTS_JSON,
       headers: { "x-team": "" },
     });
@@ -83,9 +83,12 @@ describe("CreateWebhookSubscription", () => {
     ]);
   });
 
-  it("refuses PER_USER until it is true", async () => {
-    const failure = await failureOf(create(newTenant(), { url, ordering: SubscriptionOrdering.PER_USER }));
-    expect(failure).toMatchObject({ code: "Unimplemented", reason: "ORDERING_NOT_SUPPORTED" });
+  it("keeps the order per user unless told otherwise", async () => {
+    const tenant = newTenant();
+    const orderingOf = async (subscription: object) =>
+      (await create(tenant, subscription)).webhookSubscription?.ordering;
+    expect(await orderingOf({ url })).toBe(SubscriptionOrdering.PER_USER);
+    expect(await orderingOf({ url, ordering: SubscriptionOrdering.NONE })).toBe(SubscriptionOrdering.NONE);
   });
 
   it("[B16] keeps the limit per tenant exact under concurrent creates", async () => {

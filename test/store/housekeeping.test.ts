@@ -172,16 +172,16 @@ describe("the end of a delivery's time", () => {
     await pauseSubscription(db.server.orm, tenant, paused.uuid);
     const quota = [{ lane: leased.lane, quota: 1, sinceMs: Number.NEGATIVE_INFINITY }];
     await claimDueDeliveries(db.worker.hot, quota, { leaseMs: 25_000, leaseToken: 1n });
-    expect(await endExpiredDeliveries(db.worker.hot, 100)).toBe(0);
+    expect(await endExpiredDeliveries(db.worker.hot, 100)).toMatchObject({ count: 0 });
 
     await db.admin`UPDATE nuncio.outbox SET expires_at = now()`;
-    expect(await endExpiredDeliveries(db.worker.hot, 100)).toBe(1);
+    expect(await endExpiredDeliveries(db.worker.hot, 100)).toMatchObject({ count: 1 });
     expect(
       await db.admin`SELECT subscription_key, end_reason FROM nuncio.dead_letters WHERE subscription_key IN (${paused.lane}, ${leased.lane})`,
     ).toEqual([{ subscription_key: paused.lane, end_reason: 2 }]);
 
     await db.admin`UPDATE nuncio.outbox SET lease_expires_at = now(), next_at = now()`;
-    expect(await endExpiredDeliveries(db.worker.hot, 100)).toBe(1);
+    expect(await endExpiredDeliveries(db.worker.hot, 100)).toMatchObject({ count: 1 });
     expect(await db.admin`SELECT FROM nuncio.outbox`).toHaveLength(0);
   });
 });

@@ -155,7 +155,7 @@ describe("claim", () => {
       await expireLease(lane);
     }
     expect(await claimQuarantinedDelivery(db.worker.hot, { leaseMs: 1, leaseToken: newToken() })).toBeUndefined();
-    expect(await endLostDeliveries(db.worker.hot, 100)).toBe(1);
+    expect(await endLostDeliveries(db.worker.hot, 100)).toMatchObject({ count: 1 });
     const [dead] = await db.admin`SELECT * FROM nuncio.dead_letters WHERE subscription_key = ${lane}`;
     expect(dead).toMatchObject({ end_reason: 5, attempt: 10 });
     expect(await rowsOf(lane)).toHaveLength(0);
@@ -168,7 +168,11 @@ describe("record", () => {
     const { lane } = await addSubscription(db, tenant);
     await publish(tenant, 1);
     const [claimed] = await claim(lane);
-    expect(await recordAttempts(db.worker.hot, [recordOf(claimed as ClaimedDelivery)])).toEqual([false]);
+    expect(await recordAttempts(db.worker.hot, [recordOf(claimed as ClaimedDelivery)])).toEqual({
+      stale: [false],
+      promoted: [],
+      superseded: [],
+    });
     expect(await rowsOf(lane)).toHaveLength(0);
     const attempts = await db.admin`SELECT * FROM nuncio.delivery_attempts WHERE subscription_key = ${lane}`;
     expect(attempts).toMatchObject([
@@ -216,7 +220,7 @@ describe("record", () => {
     await expireLease(lane);
     const again = await claim(lane);
     const before = await rowsOf(lane);
-    const stale = await recordAttempts(db.worker.hot, [
+    const { stale } = await recordAttempts(db.worker.hot, [
       recordOf(first as ClaimedDelivery),
       recordOf(second as ClaimedDelivery, { outcome: failed, decision: { kind: "dead_letter", reason: "EXPIRED" } }),
     ]);
@@ -224,12 +228,11 @@ describe("record", () => {
     expect(await rowsOf(lane)).toEqual(before);
     expect(await db.admin`SELECT FROM nuncio.dead_letters WHERE subscription_key = ${lane}`).toHaveLength(0);
     expect(await releaseDeliveries(db.worker.hot, [first as ClaimedDelivery])).toBe(0);
-    expect(
-      await recordAttempts(
-        db.worker.hot,
-        again.map((c) => recordOf(c)),
-      ),
-    ).toEqual([false, false]);
+    const recorded = await recordAttempts(
+      db.worker.hot,
+      again.map((c) => recordOf(c)),
+    );
+    expect(recorded.stale).toEqual([false, false]);
     const kept = await db.admin`SELECT stale FROM nuncio.delivery_attempts WHERE subscription_key = ${lane}`;
     expect(kept.map((row) => row.stale).sort()).toEqual([false, false, true, true]);
   });

@@ -1,5 +1,6 @@
 import postgres from "postgres";
 import { describe, expect, it } from "vitest";
+import type { SubscriptionOrdering } from "../../src/core/subscription.ts";
 import { HOT_SETTINGS } from "../../src/store/database.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
@@ -25,12 +26,12 @@ async function plansOf(work: (sql: postgres.Sql) => Promise<unknown>): Promise<s
 }
 
 /** 40 lanes with a backlog each, and statistics that know of it. */
-async function fill(): Promise<number[]> {
+async function fill(ordering: SubscriptionOrdering = "NONE"): Promise<number[]> {
   const tenant = newTenant();
   const lanes: number[] = [];
-  for (let i = 0; i < 40; i += 1) lanes.push((await addSubscription(db, tenant)).lane);
+  for (let i = 0; i < 40; i += 1) lanes.push((await addSubscription(db, tenant, { ordering })).lane);
   for (let i = 0; i < 10; i += 1) {
-    const rows = Array.from({ length: 50 }, () => toRow(draftEvent(tenant)));
+    const rows = Array.from({ length: 50 }, (_, user) => toRow(draftEvent(tenant, { user: { id: `u_${user}` } })));
     await appendEvents(db.server.hot, rows, { maxPendingMs: 86_400_000 });
   }
   await db.admin`ANALYZE nuncio.outbox`;
@@ -67,10 +68,40 @@ describe("the plan of a hot statement", () => {
     const recordPlans = await plansOf(async (sql) => {
       for (let i = 0; i < 8; i += 1) await recordAttempts(sql, records.slice(i * 10, (i + 1) * 10));
     });
-    expect(recordPlans.length).toBeGreaterThanOrEqual(8);
-    for (const plan of recordPlans) {
+    const writes = recordPlans.filter((plan) => plan.includes("Delete on outbox"));
+    expect(writes.length).toBeGreaterThanOrEqual(8);
+    for (const plan of writes) {
       expect(plan).toContain("Index Scan using outbox_subscription_key_event_key_pk");
       expect(plan).not.toMatch(/Seq Scan on outbox/);
+    }
+  });
+
+  it("finds what is before and behind a delivery in its user's order with one descent into the index", async () => {
+    const lanes = await fill("PER_USER");
+    const quotas = lanes.map((lane) => ({ lane, quota: 8, sinceMs: Number.NEGATIVE_INFINITY }));
+    const claimed = await claimDueDeliveries(db.worker.hot, quotas, { leaseMs: 25_000, leaseToken: 1n });
+    const half = claimed.length / 2;
+    const plans = await plansOf(async (sql) => {
+      await recordAttempts(
+        sql,
+        claimed.slice(0, half).map((delivery) => recordOf(delivery)),
+      );
+      const retry = { decision: { kind: "retry", delayMs: 1 } } as const;
+      await recordAttempts(
+        sql,
+        claimed.slice(half).map((delivery) => recordOf(delivery, retry)),
+      );
+      await appendEvents(sql, [toRow(draftEvent(newTenant()))], { maxPendingMs: 86_400_000 });
+    });
+    const [promotions, ends, appends] = ["f.next_at = 'infinity'", "overtaken AS", "AS earlier"].map((text) =>
+      plans.filter((plan) => plan.includes(text)),
+    );
+    expect(promotions).toHaveLength(2);
+    expect(ends).toHaveLength(1);
+    expect(appends).toHaveLength(1);
+    for (const plan of [promotions, ends, appends].flat()) {
+      expect(plan).toMatch(/Index (Only )?Scan using outbox_order/);
+      expect(plan).not.toMatch(/Seq Scan on outbox|Bitmap/);
     }
   });
 

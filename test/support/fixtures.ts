@@ -79,6 +79,7 @@ export function recordOf(claimed: ClaimedDelivery, changes: Partial<AttemptRecor
     subscriptionKey: claimed.subscriptionKey,
     eventKey: claimed.eventKey,
     leaseToken: claimed.leaseToken,
+    userKey: claimed.userKey,
     tenantKey: 1,
     number: claimed.attempt,
     startedAtMs: claimed.claimedAtMs,

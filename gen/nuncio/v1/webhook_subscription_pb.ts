@@ -173,14 +173,16 @@ export const SubscriptionStateSchema: GenEnum<SubscriptionState> = /*@__PURE__*/
  */
 export const SubscriptionOrdering = {
   /**
-   * The default, which is NONE in this release and becomes PER_USER once that is served.
+   * The default, PER_USER.
    *
    * @generated from enum value: SUBSCRIPTION_ORDERING_UNSPECIFIED = 0;
    */
   UNSPECIFIED: 0,
 
   /**
-   * Not served yet: refused with UNIMPLEMENTED (`ORDERING_NOT_SUPPORTED`).
+   * In the order of `usersequence`: a delivery waits until every earlier one of the same user has ended. Users do not wait
+   * for each other. `user.deactivated` and `user.deleted` do not wait for what fails: they end the same user's earlier
+   * deliveries that have failed and are not being sent, as SUPERSEDED.
    *
    * @generated from enum value: SUBSCRIPTION_ORDERING_PER_USER = 1;
    */

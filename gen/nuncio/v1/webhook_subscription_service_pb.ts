@@ -311,7 +311,7 @@ export const WebhookSubscriptionService: GenService<{
    *
    * Errors: INVALID_ARGUMENT with every bad field (`INVALID_REQUEST`); ALREADY_EXISTS (`REQUEST_ID_REUSED`) when the
    * request id stands for another request; RESOURCE_EXHAUSTED (`TOO_MANY_SUBSCRIPTIONS`) at the tenant's limit
-   * (`NUNCIO_MAX_SUBSCRIPTIONS_PER_TENANT`, 100); UNIMPLEMENTED (`ORDERING_NOT_SUPPORTED`).
+   * (`NUNCIO_MAX_SUBSCRIPTIONS_PER_TENANT`, 100).
    *
    * @generated from rpc nuncio.v1.WebhookSubscriptionService.CreateWebhookSubscription
    */

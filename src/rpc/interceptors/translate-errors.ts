@@ -15,7 +15,6 @@ import {
   ResourceExhaustedError,
   UnauthenticatedError,
   UnavailableError,
-  UnimplementedError,
 } from "../../core/errors.ts";
 import type { Logger } from "../../logger.ts";
 
@@ -31,7 +30,6 @@ const CODES: readonly [new (...args: never[]) => NuncioError, Code][] = [
   [FailedPreconditionError, Code.FailedPrecondition],
   [ResourceExhaustedError, Code.ResourceExhausted],
   [UnavailableError, Code.Unavailable],
-  [UnimplementedError, Code.Unimplemented],
   [UnauthenticatedError, Code.Unauthenticated],
   [PermissionDeniedError, Code.PermissionDenied],
 ];

@@ -10,6 +10,9 @@ export type LaneQuota = {
   readonly sinceMs: number;
 };
 
+/** A `bigint` of Postgres as it comes over the wire, where nobody calculates with it. */
+export type BigintText = `${bigint}`;
+
 /** A delivery that is ours until its lease ends, or until another claim takes it after that. */
 export type ClaimedDelivery = {
   readonly subscriptionKey: number;
@@ -17,6 +20,8 @@ export type ClaimedDelivery = {
   readonly revision: number;
   readonly eventKey: Uuid;
   readonly leaseToken: bigint;
+  /** Whose place in an order it holds, null outside every order. */
+  readonly userKey: BigintText | null;
   /** The number of this attempt, from 1. */
   readonly attempt: number;
   readonly failures: number;
@@ -40,6 +45,7 @@ type ClaimRow = {
   event_id: string | null;
   body: string | null;
   traceparent: string | null;
+  user_key: BigintText | null;
 };
 
 /**
@@ -79,6 +85,7 @@ function toClaimedDelivery(row: ClaimRow, leaseToken: bigint): ClaimedDelivery {
     revision: row.revision,
     eventKey: row.event_key,
     leaseToken,
+    userKey: row.user_key,
     attempt: row.attempt,
     failures: row.failures,
     wasDueAtMs: row.was_due_ms,

@@ -1,59 +1,61 @@
-import type { PendingQuery, Row, Sql } from "postgres";
+import type { PendingQuery, Row, Sql, TransactionSql } from "postgres";
 import { type EndReason, LOST_CLAIMS_ENDED, toEndReasonCode } from "../../core/delivery.ts";
-import { type Lease, lockHeld } from "./held.ts";
+import type { Uuid } from "../../core/ids.ts";
+import { toArrayText } from "../array-text.ts";
+import type { BigintText, ClaimedDelivery } from "./claim.ts";
+
+/** How many deliveries have ended, and the lanes where that made the next one of a user due. */
+export type Ended = { readonly count: number; readonly promoted: readonly number[] };
+
+const NONE_ENDED: Ended = { count: 0, promoted: [] };
+
+/** A condition on the outbox row `q`. */
+type Condition = (sql: Sql | TransactionSql) => PendingQuery<Row[]>;
+
+/** A row that may have to end. */
+type Candidate = {
+  readonly subscription_key: number;
+  readonly event_key: Uuid;
+  readonly user_key: BigintText | null;
+  /** Whose lease it must be; null where the condition says all. */
+  readonly lease_token: BigintText | null;
+};
+
+const isUnleased: Condition = (sql) => sql`(q.lease_token IS NULL OR q.lease_expires_at <= now())`;
 
 /** Ends claimed deliveries without an attempt, as dead letters with a reason, where the lease is still ours. */
-export async function endDeliveries(sql: Sql, claimed: readonly Lease[], reason: EndReason): Promise<number> {
-  return bury(
-    sql,
-    reason,
-    // The claim has counted an attempt that was never made.
-    sql`
-      DELETE FROM nuncio.outbox q
-      WHERE q.ctid = ANY (ARRAY(${lockHeld(sql, claimed)}))
-      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt - 1 AS attempt`,
-  );
+export async function endDeliveries(sql: Sql, claimed: readonly ClaimedDelivery[], reason: EndReason): Promise<Ended> {
+  const candidates = claimed.map((delivery) => ({
+    subscription_key: delivery.subscriptionKey,
+    event_key: delivery.eventKey,
+    user_key: delivery.userKey,
+    lease_token: String(delivery.leaseToken) as BigintText,
+  }));
+  // The claim has counted an attempt that was never made.
+  return end(sql, reason, candidates, (tx) => tx`q.lease_token = c.lease_token`, 1);
 }
 
 /** Ends up to `limit` deliveries whose last ten claims ended without a record. Served by `outbox_quarantined`. */
-export async function endLostDeliveries(sql: Sql, limit: number): Promise<number> {
-  return bury(
+export async function endLostDeliveries(sql: Sql, limit: number): Promise<Ended> {
+  return endAll(
     sql,
     "WORKER_LOST",
-    sql`
-      DELETE FROM nuncio.outbox q
-      WHERE q.ctid = ANY (ARRAY(
-        SELECT lost.ctid FROM nuncio.outbox lost
-        WHERE lost.lost_claims >= 2 AND lost.next_at <= now()
-          AND lost.lost_claims + (lost.lease_token IS NOT NULL)::integer >= ${LOST_CLAIMS_ENDED}::integer
-        LIMIT ${limit}::integer
-        FOR UPDATE SKIP LOCKED
-      ))
-      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt`,
+    (tx) => tx`
+      q.lost_claims >= 2 AND q.next_at <= now()
+      AND q.lost_claims + (q.lease_token IS NOT NULL)::integer >= ${LOST_CLAIMS_ENDED}::integer`,
+    limit,
   );
 }
 
 /**
- * Ends up to `limit` deliveries whose time is up, whatever held them: a pause, a full lane, a receiver that never worked.
- * Rows under a live lease are left to their worker, whose record ends them.
+ * Ends up to `limit` deliveries whose time is up, whatever held them: a pause, a full lane, a place behind another, a
+ * receiver that never worked. Rows under a live lease are left to their worker, whose record ends them.
  *
- * Reads the outbox from end to end, the one statement that does (65 ms for a million rows, measured): an index on the time would
- * cost more with each claim of each row than this does once in a while.
+ * Reads the outbox from end to end (65 ms for a million rows, measured): an index on the time would cost more with each
+ * claim of each row than this does once in a while.
  */
-export async function endExpiredDeliveries(sql: Sql, limit: number): Promise<number> {
-  return bury(
-    sql,
-    "EXPIRED",
-    sql`
-      DELETE FROM nuncio.outbox q
-      WHERE q.ctid = ANY (ARRAY(
-        SELECT late.ctid FROM nuncio.outbox late
-        WHERE late.expires_at <= now() AND (late.lease_token IS NULL OR late.lease_expires_at <= now())
-        LIMIT ${limit}::integer
-        FOR UPDATE SKIP LOCKED
-      ))
-      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt`,
-  );
+export async function endExpiredDeliveries(sql: Sql, limit: number): Promise<Ended> {
+  return endAll(sql, "EXPIRED", (tx) => tx`q.expires_at <= now() AND ${isUnleased(tx)}`, limit);
 }
 
 /**
@@ -64,32 +66,60 @@ export async function cancelDeliveriesOfDeletedSubscription(
   sql: Sql,
   subscriptionKey: number,
   limit: number,
-): Promise<number> {
-  return bury(
-    sql,
-    "SUBSCRIPTION_DELETED",
-    sql`
-      DELETE FROM nuncio.outbox q
-      WHERE q.ctid = ANY (ARRAY(
-        SELECT orphan.ctid FROM nuncio.outbox orphan
-        JOIN nuncio.webhook_subscriptions s
-          ON s.subscription_key = orphan.subscription_key AND s.deleted_at IS NOT NULL
-        WHERE orphan.subscription_key = ${subscriptionKey}::integer
-          AND (orphan.lease_token IS NULL OR orphan.lease_expires_at <= now())
-        LIMIT ${limit}::integer
-        FOR UPDATE OF orphan SKIP LOCKED
-      ))
-      RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt`,
-  );
+): Promise<Ended> {
+  const belongsToDeleted: Condition = (tx) => tx`
+    q.subscription_key = ${subscriptionKey}::integer AND ${isUnleased(tx)} AND EXISTS (
+      SELECT FROM nuncio.webhook_subscriptions s
+      WHERE s.subscription_key = q.subscription_key AND s.deleted_at IS NOT NULL)`;
+  return endAll(sql, "SUBSCRIPTION_DELETED", belongsToDeleted, limit);
 }
 
-/** Makes dead letters of the rows that `removed` deletes, in the same statement: no row is ever in neither table. */
-async function bury(sql: Sql, reason: EndReason, removed: PendingQuery<Row[]>): Promise<number> {
-  const ended = await sql`
-    WITH gone AS (${removed})
-    INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
-    SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode(reason)}::smallint FROM gone
-    ON CONFLICT (subscription_key, event_key) DO UPDATE
-      SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason`;
-  return ended.count;
+/** Ends up to `limit` of the rows that meet the condition: found without a lock, judged again under it. */
+async function endAll(sql: Sql, reason: EndReason, condition: Condition, limit: number): Promise<Ended> {
+  const candidates = await sql<Candidate[]>`
+    SELECT q.subscription_key, q.event_key, q.user_key, NULL AS lease_token
+    FROM nuncio.outbox q WHERE ${condition(sql)} LIMIT ${limit}::integer`;
+  return candidates.length === 0 ? NONE_ENDED : end(sql, reason, candidates, condition);
+}
+
+/**
+ * Makes dead letters of the candidates that meet the condition, and makes due what waited behind them, in one
+ * transaction: no row is ever in neither table, and none waits for one that has gone. Users are locked first, then rows
+ * in the order of the primary key, as everywhere.
+ */
+async function end(
+  sql: Sql,
+  reason: EndReason,
+  candidates: readonly Candidate[],
+  condition: Condition,
+  uncountedAttempts = 0,
+): Promise<Ended> {
+  const lanes = toArrayText(candidates, (row) => row.subscription_key);
+  const userKeys = toArrayText(candidates, (row) => row.user_key);
+  return sql.begin(async (tx) => {
+    await tx`SELECT nuncio.lock_users(${userKeys}::bigint[])`;
+    const ended = await tx`
+      WITH ending AS (
+        SELECT q.ctid AS place
+        FROM unnest(
+          ${lanes}::integer[],
+          ${toArrayText(candidates, (row) => row.event_key)}::uuid[],
+          ${toArrayText(candidates, (row) => row.lease_token)}::bigint[]
+        ) AS c (subscription_key, event_key, lease_token)
+        JOIN nuncio.outbox q ON q.subscription_key = c.subscription_key AND q.event_key = c.event_key
+        WHERE ${condition(tx)}
+        ORDER BY q.subscription_key, q.event_key
+        FOR UPDATE OF q
+      ), gone AS (
+        DELETE FROM nuncio.outbox q USING ending e WHERE q.ctid = e.place
+        RETURNING q.event_key, q.tenant_key, q.subscription_key, q.attempt - ${uncountedAttempts}::integer AS attempt
+      )
+      INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
+      SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode(reason)}::smallint FROM gone
+      ON CONFLICT (subscription_key, event_key) DO UPDATE
+        SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason`;
+    const promoted = await tx<{ lane: number }[]>`
+      SELECT lane FROM nuncio.promote_followers(${lanes}::integer[], ${userKeys}::bigint[]) AS lane`;
+    return { count: ended.count, promoted: promoted.map(({ lane }) => lane) };
+  });
 }

@@ -4,12 +4,14 @@ import { toEndReasonCode } from "../../core/delivery.ts";
 import type { Uuid } from "../../core/ids.ts";
 import type { Decision } from "../../core/retry-policy.ts";
 import { toArrayText } from "../array-text.ts";
+import type { BigintText } from "./claim.ts";
 
 /** What one attempt met, and what follows from it. */
 export type AttemptRecord = {
   readonly subscriptionKey: number;
   readonly eventKey: Uuid;
   readonly leaseToken: bigint;
+  readonly userKey: BigintText | null;
   readonly tenantKey: number;
   readonly number: number;
   /** By the database's clock, in milliseconds since 1970. */
@@ -20,74 +22,48 @@ export type AttemptRecord = {
   readonly decision: Decision;
 };
 
+/** What the records changed beside their own deliveries. */
+export type RecordResult = {
+  /** For each record whether its lease had moved on. */
+  readonly stale: readonly boolean[];
+  /** Lanes where the next delivery of a user has come due. */
+  readonly promoted: readonly number[];
+  /** Lanes of failed deliveries that ended because their user leaves. */
+  readonly superseded: readonly number[];
+};
+
 /**
- * Writes attempts and what follows from each in one statement, under the tokens of their leases, and returns for each
- * whether it was stale. Where the lease has moved on, the attempt is kept, marked stale, and nothing else changes.
+ * Writes attempts and what follows from each in one call of `nuncio.record_attempts`, under the tokens of their leases.
+ * Where the lease has moved on, the attempt is kept, marked stale, and nothing else changes. Where a delivery of a user
+ * ends, the next one of that user comes due in the same transaction.
  *
  * If we crash before this returns, each row is as it was under its lease, and is due again when that ends.
- *
- * Rows are found by the primary key and locked in its order, ours or not: a row whose token turns out to be another's
- * after waiting for it stays locked until the end, so that records in their own order would deadlock.
  */
-export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]): Promise<boolean[]> {
-  const rows = await sql<{ place: number }[]>`
-    WITH attempt AS MATERIALIZED (
-      SELECT * FROM unnest(
-        ${toArrayText(records, (record) => record.subscriptionKey)}::integer[],
-        ${toArrayText(records, (record) => record.eventKey)}::uuid[],
-        ${toArrayText(records, (record) => record.leaseToken)}::bigint[],
-        ${toArrayText(records, (record) => record.tenantKey)}::integer[],
-        ${toArrayText(records, (record) => record.number)}::smallint[],
-        ${toArrayText(records, (record) => record.startedAtMs)}::double precision[],
-        ${toArrayText(records, (record) => Math.round(record.durationMs))}::integer[],
-        ${toArrayText(records, (record) => toOutcomeCode(record.outcome.kind))}::smallint[],
-        ${toArrayText(records, (record) => record.outcome.httpStatus)}::smallint[],
-        ${toArrayText(records, (record) => toWholeMs(record.phases.dns))}::integer[],
-        ${toArrayText(records, (record) => toWholeMs(record.phases.connect))}::integer[],
-        ${toArrayText(records, (record) => toWholeMs(record.phases.first_byte))}::integer[],
-        ${toArrayText(records, (record) => toWholeMs(record.phases.body))}::integer[],
-        ${toArrayText(records, ({ decision }) => (decision.kind === "retry" ? decision.delayMs : null))}::bigint[],
-        ${toArrayText(records, ({ decision }) => (decision.kind === "dead_letter" ? toEndReasonCode(decision.reason) : null))}::smallint[],
-        ${records.map(({ outcome }) => ("detail" in outcome ? outcome.detail : null))}::text[],
-        ${records.map(({ outcome }) => ("excerpt" in outcome ? toStorableText(outcome.excerpt) : null))}::text[]
-      ) WITH ORDINALITY AS a (subscription_key, event_key, lease_token, tenant_key, number, started_ms, duration_ms,
-        outcome, http_status, dns_ms, connect_ms, first_byte_ms, body_ms, delay_ms, end_reason, error_detail,
-        response_excerpt, place)
-    ), held AS MATERIALIZED (
-      SELECT q.ctid AS row, q.attempt, a.place, a.subscription_key, a.event_key, a.tenant_key, a.delay_ms, a.end_reason
-      FROM attempt a
-      JOIN nuncio.outbox q ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
-        AND q.lease_token = a.lease_token
-      ORDER BY q.subscription_key, q.event_key
-      FOR UPDATE OF q
-    ), ended AS (
-      DELETE FROM nuncio.outbox q USING held h WHERE q.ctid = h.row AND h.delay_ms IS NULL
-    ), retried AS (
-      UPDATE nuncio.outbox q
-      SET next_at = now() + h.delay_ms * interval '1 millisecond', failures = q.failures + 1, lost_claims = 0,
-        lease_token = NULL, lease_expires_at = NULL
-      FROM held h WHERE q.ctid = h.row AND h.delay_ms IS NOT NULL
-    ), given_up AS (
-      INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
-      SELECT h.event_key, h.tenant_key, h.subscription_key, h.attempt, h.end_reason
-      FROM held h WHERE h.end_reason IS NOT NULL
-      ON CONFLICT (subscription_key, event_key) DO UPDATE
-        SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason
-    ), stale AS MATERIALIZED (
-      SELECT a.place FROM attempt a
-      WHERE a.place NOT IN (SELECT h.place FROM held h)
-    ), kept AS (
-      INSERT INTO nuncio.delivery_attempts (event_key, started_at, tenant_key, subscription_key, duration_ms, number,
-        outcome, http_status, stale, dns_ms, connect_ms, first_byte_ms, body_ms, error_detail, response_excerpt)
-      SELECT a.event_key, to_timestamp(a.started_ms / 1000), a.tenant_key, a.subscription_key, a.duration_ms, a.number,
-        a.outcome, a.http_status, a.place IN (SELECT s.place FROM stale s), a.dns_ms, a.connect_ms, a.first_byte_ms,
-        a.body_ms, a.error_detail, a.response_excerpt
-      FROM attempt a
-    )
-    SELECT place::integer FROM stale`;
+export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]): Promise<RecordResult> {
+  const [result] = await sql<{ stale: number[]; promoted: number[]; superseded: number[] }[]>`
+    SELECT stale, promoted, superseded FROM nuncio.record_attempts(
+      ${toArrayText(records, (record) => record.subscriptionKey)}::integer[],
+      ${toArrayText(records, (record) => record.eventKey)}::uuid[],
+      ${toArrayText(records, (record) => record.leaseToken)}::bigint[],
+      ${toArrayText(records, (record) => record.userKey)}::bigint[],
+      ${toArrayText(records, (record) => record.tenantKey)}::integer[],
+      ${toArrayText(records, (record) => record.number)}::smallint[],
+      ${toArrayText(records, (record) => record.startedAtMs)}::double precision[],
+      ${toArrayText(records, (record) => Math.round(record.durationMs))}::integer[],
+      ${toArrayText(records, (record) => toOutcomeCode(record.outcome.kind))}::smallint[],
+      ${toArrayText(records, (record) => record.outcome.httpStatus)}::smallint[],
+      ${toArrayText(records, (record) => toWholeMs(record.phases.dns))}::integer[],
+      ${toArrayText(records, (record) => toWholeMs(record.phases.connect))}::integer[],
+      ${toArrayText(records, (record) => toWholeMs(record.phases.first_byte))}::integer[],
+      ${toArrayText(records, (record) => toWholeMs(record.phases.body))}::integer[],
+      ${toArrayText(records, ({ decision }) => (decision.kind === "retry" ? decision.delayMs : null))}::bigint[],
+      ${toArrayText(records, ({ decision }) => (decision.kind === "dead_letter" ? toEndReasonCode(decision.reason) : null))}::smallint[],
+      ${records.map(({ outcome }) => ("detail" in outcome ? outcome.detail : null))}::text[],
+      ${records.map(({ outcome }) => ("excerpt" in outcome ? toStorableText(outcome.excerpt) : null))}::text[])`;
+  if (!result) throw new Error("nuncio.record_attempts returned no row");
   const stale = new Array<boolean>(records.length).fill(false);
-  for (const { place } of rows) stale[place - 1] = true;
-  return stale;
+  for (const place of result.stale) stale[place - 1] = true;
+  return { stale, promoted: result.promoted, superseded: result.superseded };
 }
 
 function toWholeMs(ms: number | undefined): number | undefined {

@@ -57,7 +57,9 @@ const (
 	ErrorReason_ERROR_REASON_TOO_MANY_SUBSCRIPTIONS ErrorReason = 13
 	// ALREADY_EXISTS: the request id stands for another request.
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 14
-	// UNIMPLEMENTED: ordering PER_USER is not served yet; use NONE.
+	// Not returned any more.
+	//
+	// Deprecated: Marked as deprecated in nuncio/v1/error_reason.proto.
 	ErrorReason_ERROR_REASON_ORDERING_NOT_SUPPORTED ErrorReason = 15
 	// NOT_FOUND: no such delivery in this tenant.
 	ErrorReason_ERROR_REASON_DELIVERY_NOT_FOUND ErrorReason = 16
@@ -156,7 +158,7 @@ var File_nuncio_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\x8a\x06\n" +
+	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\x8e\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_EVENT\x10\x01\x12 \n" +
@@ -173,8 +175,8 @@ const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"#ERROR_REASON_SUBSCRIPTION_NOT_FOUND\x10\v\x12&\n" +
 	"\"ERROR_REASON_SUBSCRIPTION_DISABLED\x10\f\x12'\n" +
 	"#ERROR_REASON_TOO_MANY_SUBSCRIPTIONS\x10\r\x12\"\n" +
-	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12'\n" +
-	"#ERROR_REASON_ORDERING_NOT_SUPPORTED\x10\x0f\x12#\n" +
+	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\x0e\x12+\n" +
+	"#ERROR_REASON_ORDERING_NOT_SUPPORTED\x10\x0f\x1a\x02\b\x01\x12#\n" +
 	"\x1fERROR_REASON_DELIVERY_NOT_FOUND\x10\x10\x12#\n" +
 	"\x1fERROR_REASON_INVALID_CREDENTIAL\x10\x11\x12\x1d\n" +
 	"\x19ERROR_REASON_ROLE_MISSING\x10\x12\x12\x1e\n" +

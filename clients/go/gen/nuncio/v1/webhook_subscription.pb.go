@@ -83,9 +83,11 @@ func (SubscriptionState) EnumDescriptor() ([]byte, []int) {
 type SubscriptionOrdering int32
 
 const (
-	// The default, which is NONE in this release and becomes PER_USER once that is served.
+	// The default, PER_USER.
 	SubscriptionOrdering_SUBSCRIPTION_ORDERING_UNSPECIFIED SubscriptionOrdering = 0
-	// Not served yet: refused with UNIMPLEMENTED (`ORDERING_NOT_SUPPORTED`).
+	// In the order of `usersequence`: a delivery waits until every earlier one of the same user has ended. Users do not wait
+	// for each other. `user.deactivated` and `user.deleted` do not wait for what fails: they end the same user's earlier
+	// deliveries that have failed and are not being sent, as SUPERSEDED.
 	SubscriptionOrdering_SUBSCRIPTION_ORDERING_PER_USER SubscriptionOrdering = 1
 	// Any order; `usersequence` in the body tells which event is the later one.
 	SubscriptionOrdering_SUBSCRIPTION_ORDERING_NONE SubscriptionOrdering = 2

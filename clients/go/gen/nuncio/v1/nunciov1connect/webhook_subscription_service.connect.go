@@ -63,7 +63,7 @@ type WebhookSubscriptionServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT with every bad field (`INVALID_REQUEST`); ALREADY_EXISTS (`REQUEST_ID_REUSED`) when the
 	// request id stands for another request; RESOURCE_EXHAUSTED (`TOO_MANY_SUBSCRIPTIONS`) at the tenant's limit
-	// (`NUNCIO_MAX_SUBSCRIPTIONS_PER_TENANT`, 100); UNIMPLEMENTED (`ORDERING_NOT_SUPPORTED`).
+	// (`NUNCIO_MAX_SUBSCRIPTIONS_PER_TENANT`, 100).
 	CreateWebhookSubscription(context.Context, *v1.CreateWebhookSubscriptionRequest) (*v1.CreateWebhookSubscriptionResponse, error)
 	// Returns one subscription.
 	//
@@ -210,7 +210,7 @@ type WebhookSubscriptionServiceHandler interface {
 	//
 	// Errors: INVALID_ARGUMENT with every bad field (`INVALID_REQUEST`); ALREADY_EXISTS (`REQUEST_ID_REUSED`) when the
 	// request id stands for another request; RESOURCE_EXHAUSTED (`TOO_MANY_SUBSCRIPTIONS`) at the tenant's limit
-	// (`NUNCIO_MAX_SUBSCRIPTIONS_PER_TENANT`, 100); UNIMPLEMENTED (`ORDERING_NOT_SUPPORTED`).
+	// (`NUNCIO_MAX_SUBSCRIPTIONS_PER_TENANT`, 100).
 	CreateWebhookSubscription(context.Context, *v1.CreateWebhookSubscriptionRequest) (*v1.CreateWebhookSubscriptionResponse, error)
 	// Returns one subscription.
 	//

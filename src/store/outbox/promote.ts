@@ -1,0 +1,31 @@
+import type { Sql } from "postgres";
+import { toArrayText } from "../array-text.ts";
+import type { BigintText } from "./claim.ts";
+
+/**
+ * Makes due what waits behind nothing, for up to `limit` users, and returns the lanes where it found such. It should find
+ * nothing: whoever ends a delivery makes the next one due in the same transaction. It repairs what a bug or a hand in the
+ * database left behind.
+ *
+ * One pass over the outbox for rows that wait, and one index descent for each user among them.
+ */
+export async function promoteStranded(sql: Sql, limit: number): Promise<readonly number[]> {
+  const stranded = await sql<{ lane: number; user_key: BigintText }[]>`
+    SELECT w.subscription_key AS lane, w.user_key
+    FROM (SELECT DISTINCT q.subscription_key, q.user_key FROM nuncio.outbox q WHERE q.next_at = 'infinity') AS w
+    CROSS JOIN LATERAL (
+      SELECT q.next_at FROM nuncio.outbox q
+      WHERE q.user_key = w.user_key AND q.subscription_key = w.subscription_key ORDER BY q.user_sequence LIMIT 1
+    ) AS first
+    WHERE first.next_at = 'infinity'
+    LIMIT ${limit}::integer`;
+  if (stranded.length === 0) return [];
+  const userKeys = toArrayText(stranded, (row) => row.user_key);
+  return sql.begin(async (tx) => {
+    await tx`SELECT nuncio.lock_users(${userKeys}::bigint[])`;
+    const promoted = await tx<{ lane: number }[]>`
+      SELECT lane FROM nuncio.promote_followers(
+        ${toArrayText(stranded, (row) => row.lane)}::integer[], ${userKeys}::bigint[]) AS lane`;
+    return promoted.map(({ lane }) => lane);
+  });
+}
