@@ -1,5 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Sql } from "postgres";
+import type { SubscriptionOrdering } from "../src/core/subscription.ts";
 import { type Bench, sharedNowMs } from "./bench.ts";
 import { cpuMs } from "./cpu.ts";
 import { fillOutbox, startWorker } from "./nuncio.ts";
@@ -10,6 +11,7 @@ const EMPTY_POLL_MS = 10;
 
 export type DrainOptions = {
   readonly subscriptions: number;
+  readonly ordering: SubscriptionOrdering;
   /** Undefined: the default of the setting. */
   readonly maxInFlight: number | undefined;
 };
@@ -24,12 +26,15 @@ export type Drain = {
 };
 
 /** Fills an outbox, lets a worker process empty it, and measures from the end of the warm-up to the last record. */
-export async function drainOutbox(bench: Bench, { subscriptions, maxInFlight }: DrainOptions): Promise<Drain> {
+export async function drainOutbox(
+  bench: Bench,
+  { subscriptions, ordering, maxInFlight }: DrainOptions,
+): Promise<Drain> {
   const { postgres, receiver, size } = bench;
   const { deliveries } = size;
   const warmUp = Math.round(deliveries * WARM_UP_SHARE);
   const database = await postgres.createDatabase({ migrated: true });
-  await fillOutbox(database, { subscriptions, deliveries, url: receiver.url });
+  await fillOutbox(database, { subscriptions, ordering, deliveries, url: receiver.url });
   await database.admin`VACUUM ANALYZE`;
 
   const { received } = await receiver.expect({ warmUp, total: deliveries, keepArrivals: false });

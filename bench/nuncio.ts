@@ -4,6 +4,7 @@ import { openSecretBox, parseKeyring } from "../src/core/encryption.ts";
 import type { Uuid } from "../src/core/ids.ts";
 import { Secret } from "../src/core/secret.ts";
 import { formatSigningSecret } from "../src/core/signature.ts";
+import type { SubscriptionOrdering } from "../src/core/subscription.ts";
 import { anyFreePort } from "../src/free-port.ts";
 import { openDatabase } from "../src/store/database.ts";
 import { appendEvents } from "../src/store/outbox/append.ts";
@@ -24,7 +25,12 @@ export function tenantName(number: number): string {
 /** A tenant for each subscription, so that each event has one delivery, and the events turn by turn over the tenants. */
 export async function fillOutbox(
   database: BenchDatabase,
-  { subscriptions, deliveries, url }: { subscriptions: number; deliveries: number; url: string },
+  {
+    subscriptions,
+    ordering,
+    deliveries,
+    url,
+  }: { subscriptions: number; ordering: SubscriptionOrdering; deliveries: number; url: string },
 ): Promise<void> {
   const db = openDatabase({
     url: new Secret(database.url),
@@ -37,7 +43,7 @@ export async function fillOutbox(
   const box = openSecretBox(parseKeyring(SECRET_KEYS), randomBytes);
   for (let tenant = 0; tenant < subscriptions; tenant++) {
     await createSubscription(db.orm, box, tenantName(tenant), {
-      spec: { url, eventTypes: [], description: "", ordering: "NONE", contentType: "JSON", headers: {} },
+      spec: { url, eventTypes: [], description: "", ordering, contentType: "JSON", headers: {} },
       subscriptionUuid: uuidV7() as Uuid,
       signingSecret: new Secret(formatSigningSecret(randomBytes(32))),
       request: undefined,

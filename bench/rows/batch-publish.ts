@@ -10,7 +10,7 @@ export const batchPublish: Row = {
   name: "batch-publish",
   async measure({ postgres, receiver, size, progress }) {
     const database = await postgres.createDatabase({ migrated: true });
-    await fillOutbox(database, { subscriptions: 1, deliveries: 0, url: receiver.url });
+    await fillOutbox(database, { subscriptions: 1, ordering: "PER_USER", deliveries: 0, url: receiver.url });
     const server = await startServer(database);
     const load = (batches: number) => ({ kind: "batch", batches, events: EVENTS, atOnce: AT_ONCE }) as const;
     await publishFrom(server.baseUrl, load(Math.ceil(size.batches / 4)));
@@ -25,7 +25,7 @@ export const batchPublish: Row = {
     await database.drop();
     return [
       {
-        what: "BatchPublish, 200 events a batch, 4 at once, one subscription matching",
+        what: "BatchPublish, 200 events a batch, 4 at once, one subscription matching, PER_USER",
         value: median(rates),
         unit: "events/s",
         figures: rates.map(perSecond).join(", "),

@@ -1,6 +1,6 @@
 import { type Bench, median, medianRatio, perSecond, type Result, type Row, sharedNowMs } from "../bench.ts";
 import { startPeer } from "../child.ts";
-import { drainOutbox, untilEmpty, WARM_UP_SHARE } from "../drain.ts";
+import { type DrainOptions, drainOutbox, untilEmpty, WARM_UP_SHARE } from "../drain.ts";
 import { sampleBody } from "../events.ts";
 import type { GraphileRequest } from "../peers/graphile-worker.ts";
 import type { Handler } from "../peers/handler.ts";
@@ -8,6 +8,8 @@ import type { PgBossRequest } from "../peers/pg-boss.ts";
 import type { PostLoopRequest } from "../peers/post-loop.ts";
 
 const AT_ONCE = 256;
+const ONE: DrainOptions = { subscriptions: 1, ordering: "NONE", maxInFlight: 256 };
+const HUNDRED: DrainOptions = { subscriptions: 100, ordering: "NONE", maxInFlight: undefined };
 
 /** A worker that empties a full outbox, beside what could be had without it: a bare loop, and two job queues. */
 export const delivery: Row = {
@@ -15,9 +17,10 @@ export const delivery: Row = {
   async measure(bench) {
     const contestants = {
       loop: () => measureLoop(bench),
-      one: async () => (await drainOutbox(bench, { subscriptions: 1, maxInFlight: 256 })).deliveriesPerSecond,
-      hundred: async () =>
-        (await drainOutbox(bench, { subscriptions: 100, maxInFlight: undefined })).deliveriesPerSecond,
+      one: () => measureDrain(bench, ONE),
+      hundred: () => measureDrain(bench, HUNDRED),
+      oneOrdered: () => measureDrain(bench, { ...ONE, ordering: "PER_USER" }),
+      hundredOrdered: () => measureDrain(bench, { ...HUNDRED, ordering: "PER_USER" }),
       graphile: () => measureGraphileWorker(bench, "same"),
       graphileBare: () => measureGraphileWorker(bench, "bare"),
       pgBoss: () => measurePgBoss(bench, { handler: "same", loops: 1 }),
@@ -35,7 +38,20 @@ export const delivery: Row = {
   },
 };
 
-type Contestant = "loop" | "one" | "hundred" | "graphile" | "graphileBare" | "pgBoss" | "pgBossBare";
+async function measureDrain(bench: Bench, options: DrainOptions): Promise<number> {
+  return (await drainOutbox(bench, options)).deliveriesPerSecond;
+}
+
+type Contestant =
+  | "loop"
+  | "one"
+  | "hundred"
+  | "oneOrdered"
+  | "hundredOrdered"
+  | "graphile"
+  | "graphileBare"
+  | "pgBoss"
+  | "pgBossBare";
 type Rates = Record<Contestant, number[]>;
 
 function toResults(rates: Rates): Result[] {
@@ -45,11 +61,14 @@ function toResults(rates: Rates): Result[] {
     figures: `${perSecond(median(rates[ours]))} ÷ ${perSecond(median(rates[other]))}`,
   });
   const toLoop = { floor: 0.33, goal: 0.42, better: "more" } as const;
+  const toLoopOrdered = { floor: 0.28, goal: 0.36, better: "more" } as const;
   const toGraphile = { floor: 1.3, goal: 1.5, better: "more" } as const;
   const toPgBoss = { floor: 2.5, goal: 3, better: "more" } as const;
   return [
     { what: "deliveries, 1 subscription ÷ bare undici POST loop", ...compare("one", "loop"), target: toLoop },
     { what: "deliveries, 100 subscriptions ÷ bare undici POST loop", ...compare("hundred", "loop"), target: toLoop },
+    { what: "the same, 1 subscription, PER_USER", ...compare("oneOrdered", "loop"), target: toLoopOrdered },
+    { what: "the same, 100 subscriptions, PER_USER", ...compare("hundredOrdered", "loop"), target: toLoopOrdered },
     {
       what: "deliveries, 1 subscription ÷ graphile-worker, same handler",
       ...compare("one", "graphile"),

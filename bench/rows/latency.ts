@@ -11,7 +11,7 @@ export const latency: Row = {
   name: "latency",
   async measure({ postgres, receiver, size, progress }) {
     const database = await postgres.createDatabase({ migrated: true });
-    await fillOutbox(database, { subscriptions: 1, deliveries: 0, url: receiver.url });
+    await fillOutbox(database, { subscriptions: 1, ordering: "PER_USER", deliveries: 0, url: receiver.url });
     const server = await startServer(database);
     const worker = await startWorker(database, { maxInFlight: undefined, awaitReady: true });
     // At 500 a second V8 would take minutes to compile what it has long compiled in a server that has been up for an hour.

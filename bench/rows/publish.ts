@@ -9,7 +9,7 @@ export const publish: Row = {
   name: "publish",
   async measure({ postgres, receiver, size, progress }) {
     const database = await postgres.createDatabase({ migrated: true });
-    await fillOutbox(database, { subscriptions: 1, deliveries: 0, url: receiver.url });
+    await fillOutbox(database, { subscriptions: 1, ordering: "PER_USER", deliveries: 0, url: receiver.url });
     const real = await startServer(database);
     const bare = await startServerWithoutStorage();
     const rates = { real: [] as number[], bare: [] as number[] };
