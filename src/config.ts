@@ -134,6 +134,13 @@ export const SETTINGS = {
     expecting(parseDuration, "a duration such as 7d"),
     "How long a delivery may stay unfinished, from its publish on; then it ends as EXPIRED. Longer than the retry schedule with its jitter, shorter than `NUNCIO_PAYLOAD_RETENTION`.",
   ),
+  orderHoldMs: setting(
+    "ORDER_HOLD",
+    "1h",
+    WORKER,
+    orderHold,
+    "How long one failing delivery may hold back the later ones of its user, where a subscription keeps the order; then it ends as ORDER_HOLD. Counted while another one waits and the subscription is being sent to. 1 s at least.",
+  ),
   payloadRetentionMs: setting(
     "PAYLOAD_RETENTION",
     "30d",
@@ -314,6 +321,13 @@ function wholeNumber(min: number, max: number): (text: string) => number {
 
 const DAY_MS = 86_400_000;
 const LONGEST_RETENTION_MS = 3_650 * DAY_MS;
+
+/** Looked for once in a while, so a second at least. */
+function orderHold(text: string): number {
+  const ms = parseDuration(text);
+  if (ms !== undefined && ms >= 1_000) return ms;
+  throw new Error("expected a duration such as 1h, at least 1s");
+}
 
 /** By whole days, so a day at least; the database functions of retention take no less. */
 function retention(text: string): number {

@@ -60,6 +60,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       maxInFlight: config.maxInFlight,
       leaseMs: config.leaseMs,
       pollIntervalMs: config.pollIntervalMs,
+      orderHoldMs: config.orderHoldMs,
       onEvent: (event) => logEvent(logger, event),
     });
     const running = loop;

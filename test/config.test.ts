@@ -54,6 +54,7 @@ describe("defaults", () => {
       leaseMs: 25_000,
       requestTimeoutMs: 15_000,
       maxPendingMs: 7 * DAY,
+      orderHoldMs: 3_600_000,
       targetAllowHttp: false,
       targetAllowedCidrs: [],
       logLevel: "info",

@@ -28,6 +28,11 @@ export function parseSubscriptionId(text: string): Uuid | undefined {
   return UUID_PATTERN.test(uuid) ? (uuid as Uuid) : undefined;
 }
 
+/** `ope_` and a UUIDv7, on the wire. */
+export function formatOperationalEventId(uuid: Uuid): string {
+  return `ope_${uuid}`;
+}
+
 /**
  * One id per (event, subscription), the same in every process and after a redrive, with nothing stored for it. It holds
  * the subscription's UUID and not its small key, which would tell how many subscriptions there are.

@@ -7,6 +7,7 @@ import {
   type Ended,
   endDeliveries,
   endExpiredDeliveries,
+  endHoldingDeliveries,
   endLostDeliveries,
 } from "../store/outbox/end.ts";
 import { listLanes } from "../store/outbox/lanes.ts";
@@ -25,6 +26,7 @@ export type LoopDependencies = DeliverDependencies & {
   readonly maxInFlight: number;
   readonly leaseMs: number;
   readonly pollIntervalMs: number;
+  readonly orderHoldMs: number;
   readonly onEvent: (event: LoopEvent) => void;
 };
 
@@ -65,7 +67,7 @@ const FAILURE_PAUSE_MS = 250;
 const LANES_PER_LOOK = 1_000;
 const CLEANUP_BATCH = 500;
 /** How long after its time a delivery that something holds may still be pending. */
-const SWEEP_EVERY_MS = 30_000;
+const LONGEST_SWEEP_PAUSE_MS = 30_000;
 /** Claims stop while this many records per slot wait for Postgres. */
 const UNWRITTEN_PER_SLOT = 4;
 
@@ -315,10 +317,13 @@ class Loop implements DeliveryLoop {
     const stranded = await promoteStranded(this.#deps.sql, CLEANUP_BATCH);
     if (stranded.length > 0) this.#deps.onEvent({ kind: "stranded", count: stranded.length });
     this.wake(stranded);
-    const ended = await endExpiredDeliveries(this.#deps.sql, CLEANUP_BATCH);
-    this.#ended("EXPIRED", ended);
-    // More are waiting: the next look goes on.
-    if (Math.max(ended.count, stranded.length) < CLEANUP_BATCH) this.#sweepAtMs = now + SWEEP_EVERY_MS;
+    const holding = await endHoldingDeliveries(this.#deps.sql, this.#deps.orderHoldMs, CLEANUP_BATCH);
+    this.#ended("ORDER_HOLD", holding);
+    const expired = await endExpiredDeliveries(this.#deps.sql, CLEANUP_BATCH);
+    this.#ended("EXPIRED", expired);
+    const found = Math.max(stranded.length, holding.count, expired.count);
+    // Where more are waiting, the next look goes on.
+    if (found < CLEANUP_BATCH) this.#sweepAtMs = now + Math.min(LONGEST_SWEEP_PAUSE_MS, this.#deps.orderHoldMs / 4);
   }
 
   async #cancelOrphans(lane: number): Promise<void> {

@@ -1,6 +1,7 @@
 import type { DescMethod } from "@bufbuild/protobuf";
 import type { DeliveryService } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import type { EventService } from "../../gen/nuncio/v1/event_service_pb.ts";
+import type { OperationsService } from "../../gen/nuncio/v1/operations_service_pb.ts";
 import type { WebhookSubscriptionService } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
 
 /** What a credential may do. */
@@ -23,6 +24,7 @@ export const AUTHORIZATION: {
   readonly "nuncio.v1.EventService": Rules<typeof EventService>;
   readonly "nuncio.v1.WebhookSubscriptionService": Rules<typeof WebhookSubscriptionService>;
   readonly "nuncio.v1.DeliveryService": Rules<typeof DeliveryService>;
+  readonly "nuncio.v1.OperationsService": Rules<typeof OperationsService>;
 } = {
   "nuncio.v1.EventService": {
     publish: ["publisher"],
@@ -40,6 +42,9 @@ export const AUTHORIZATION: {
   "nuncio.v1.DeliveryService": {
     listDeliveries: ["tenant_admin"],
     getDelivery: ["tenant_admin"],
+  },
+  "nuncio.v1.OperationsService": {
+    listOperationalEvents: ["tenant_admin"],
   },
 };
 

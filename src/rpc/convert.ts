@@ -11,6 +11,11 @@ import {
   type Delivery as WireDelivery,
 } from "../../gen/nuncio/v1/delivery_pb.ts";
 import { EventSchema, type Event as WireEvent, type EventType as WireEventType } from "../../gen/nuncio/v1/event_pb.ts";
+import {
+  OperationalEventSchema,
+  type OperationalEventType,
+  type OperationalEvent as WireOperationalEvent,
+} from "../../gen/nuncio/v1/operational_event_pb.ts";
 import { type Email, type PhoneNumber, UserSchema, type User as WireUser } from "../../gen/nuncio/v1/user_pb.ts";
 import {
   type SubscriptionState,
@@ -27,6 +32,11 @@ import { type Actor, EVENT_TYPES, type EventDraft, type EventType, toEventTypeCo
 import { formatSubscriptionId } from "../core/ids.ts";
 import type { Instant } from "../core/instant.ts";
 import {
+  type OperationalEventType as CoreOperationalEventType,
+  OPERATIONAL_EVENT_TYPES,
+  toOperationalEventTypeCode,
+} from "../core/operational-event.ts";
+import {
   CONTENT_TYPES,
   DEFAULT_ORDERING,
   SUBSCRIPTION_ORDERINGS,
@@ -37,6 +47,7 @@ import {
 import { type ContactPoint, USER_STATUSES, type User } from "../core/user.ts";
 import type { Delivery, DeliveryAttempt } from "../store/deliveries.ts";
 import type { StoredEvent } from "../store/events.ts";
+import type { OperationalEvent } from "../store/operational-events.ts";
 
 // Between the proto's messages and our own types; protobuf stops here. The numbers of enums are places in our lists plus
 // one, which `test/rpc/convert.test.ts` holds against the proto.
@@ -192,6 +203,27 @@ export function toEventTypes(types: readonly number[], path: string, faults: Fau
 
 export function toDeliveryStates(states: readonly number[], path: string, faults: Fault[]): CoreDeliveryState[] {
   return states.flatMap((code, i) => toListed(DELIVERY_STATES, code, `${path}[${i}]`, faults));
+}
+
+export function toOperationalEventTypes(
+  types: readonly number[],
+  path: string,
+  faults: Fault[],
+): CoreOperationalEventType[] {
+  return types.flatMap((code, i) => toListed(OPERATIONAL_EVENT_TYPES, code, `${path}[${i}]`, faults));
+}
+
+export function fromOperationalEvent(event: OperationalEvent): WireOperationalEvent {
+  return create(OperationalEventSchema, {
+    id: event.id,
+    tenantId: event.tenantId,
+    subscriptionId: event.subscriptionId,
+    type: toOperationalEventTypeCode(event.type) as OperationalEventType,
+    reason: event.reason,
+    count: event.count,
+    firstTime: timestampFromMs(event.firstAt.getTime()),
+    lastTime: timestampFromMs(event.lastAt.getTime()),
+  });
 }
 
 export function fromDelivery(delivery: Delivery, attempts: readonly DeliveryAttempt[] = []): WireDelivery {

@@ -5,7 +5,7 @@ import {
   ListDeliveriesResponseSchema,
 } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import type { Fault } from "../core/errors.ts";
-import { parseSubscriptionId, type Uuid } from "../core/ids.ts";
+import type { Uuid } from "../core/ids.ts";
 import { toNextEpochMs } from "../core/instant.ts";
 import { effectivePageSize, formatPageToken, parsePageToken } from "../core/page-token.ts";
 import { checkStorableText } from "../core/text.ts";
@@ -13,7 +13,7 @@ import { whileAvailable } from "../store/database.ts";
 import { type DeliveryFilter, listDeliveries as readDeliveries } from "../store/deliveries.ts";
 import { fromDelivery, toDeliveryStates, toEventTypes } from "./convert.ts";
 import type { RpcDependencies } from "./dependencies.ts";
-import { checkPageSize, checkRequest, MAX_ID } from "./request-checks.ts";
+import { checkPageSize, checkRequest, MAX_ID, toSubscriptionFilter } from "./request-checks.ts";
 
 export function listDeliveries(deps: RpcDependencies) {
   return async (request: ListDeliveriesRequest): Promise<ListDeliveriesResponse> => {
@@ -42,14 +42,10 @@ export function listDeliveries(deps: RpcDependencies) {
 function readFilter(request: ListDeliveriesRequest): DeliveryFilter {
   const faults: Fault[] = [];
   checkPageSize(request.pageSize, faults);
-  const subscription = request.subscriptionId === "" ? undefined : parseSubscriptionId(request.subscriptionId);
-  if (request.subscriptionId !== "" && subscription === undefined) {
-    faults.push({ path: "subscription_id", description: "is no subscription id, which begins with sub_" });
-  }
   checkStorableText(request.eventId, MAX_ID, "event_id", faults);
   checkStorableText(request.userId, MAX_ID, "user_id", faults);
   const filter = {
-    subscription,
+    subscription: toSubscriptionFilter(request.subscriptionId, faults),
     states: toDeliveryStates(request.states, "states", faults),
     eventTypes: toEventTypes(request.eventTypes, "event_types", faults),
     eventId: request.eventId === "" ? undefined : request.eventId,

@@ -40,3 +40,12 @@ export function notFound(reason: Reason, what: string): NotFoundError {
 export function checkPageSize(pageSize: number, faults: Fault[]): void {
   if (pageSize < 0) faults.push({ path: "page_size", description: "must not be negative" });
 }
+
+/** The subscription that a list is limited to; undefined for all of them. */
+export function toSubscriptionFilter(id: string, faults: Fault[]): Uuid | undefined {
+  const uuid = parseSubscriptionId(id);
+  if (id !== "" && uuid === undefined) {
+    faults.push({ path: "subscription_id", description: "is no subscription id, which begins with sub_" });
+  }
+  return uuid;
+}

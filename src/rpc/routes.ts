@@ -10,6 +10,7 @@ import {
   file_nuncio_v1_event_service,
   type PublishRequest,
 } from "../../gen/nuncio/v1/event_service_pb.ts";
+import { file_nuncio_v1_operations_service, OperationsService } from "../../gen/nuncio/v1/operations_service_pb.ts";
 import {
   type CreateWebhookSubscriptionRequest,
   file_nuncio_v1_webhook_subscription_service,
@@ -32,6 +33,7 @@ import { logCalls } from "./interceptors/log-calls.ts";
 import { translateErrors } from "./interceptors/translate-errors.ts";
 import type { Judges } from "./judges.ts";
 import { listDeliveries } from "./list-deliveries.ts";
+import { listOperationalEvents } from "./list-operational-events.ts";
 import { listWebhookSubscriptions } from "./list-webhook-subscriptions.ts";
 import { pauseWebhookSubscription } from "./pause-webhook-subscription.ts";
 import { publish, readEvent } from "./publish.ts";
@@ -59,6 +61,7 @@ export function registerRoutes(
       resumeWebhookSubscription: resumeWebhookSubscription(deps),
     });
     router.service(DeliveryService, { listDeliveries: listDeliveries(deps), getDelivery: getDelivery(deps) });
+    router.service(OperationsService, { listOperationalEvents: listOperationalEvents(deps) });
     router.service(Health, healthService(isServing, SERVICES));
     if (reflection) router.service(ServerReflection, reflectionService(FILES));
     completeErrors(router, judges(deps));
@@ -95,12 +98,15 @@ function judges(deps: RpcDependencies): Judges {
   ]);
 }
 
-const SERVICES = [EventService, WebhookSubscriptionService, DeliveryService].map((service) => service.typeName);
+const SERVICES = [EventService, WebhookSubscriptionService, DeliveryService, OperationsService].map(
+  (service) => service.typeName,
+);
 
 const FILES = [
   file_nuncio_v1_event_service,
   file_nuncio_v1_webhook_subscription_service,
   file_nuncio_v1_delivery_service,
+  file_nuncio_v1_operations_service,
   file_nuncio_v1_error_reason,
   file_grpc_health_v1_health,
   file_grpc_reflection_v1_reflection,

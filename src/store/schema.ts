@@ -5,11 +5,13 @@ import {
   customType,
   index,
   integer,
+  interval,
   pgSchema,
   primaryKey,
   smallint,
   text,
   timestamp,
+  uniqueIndex,
   uuid,
 } from "drizzle-orm/pg-core";
 import type { Uuid } from "../core/ids.ts";
@@ -153,6 +155,8 @@ export const outbox = nuncio.table(
     userKey: bigint("user_key", { mode: "bigint" }),
     userSequence: bigint("user_sequence", { mode: "bigint" }),
     eventType: smallint("event_type"),
+    /** Since when a follower waits, or the first of its user fails, by the lane's own clock (`laneStates`). */
+    heldFrom: time("held_from"),
   },
   (table) => [
     primaryKey({ columns: [table.subscriptionKey, table.eventKey] }),
@@ -162,6 +166,35 @@ export const outbox = nuncio.table(
       .where(sql`${table.userKey} IS NOT NULL`),
   ],
 );
+
+/**
+ * What the workers know of a lane, for each other and for whoever asks: hints, and never what keeps a delivery safe. A lane
+ * without a row is healthy and was never held.
+ */
+export const laneStates = nuncio.table("lane_states", {
+  subscriptionKey: integer("subscription_key").primaryKey(),
+  tenantKey: integer("tenant_key").notNull(),
+  /**
+   * The lane's own clock stands while nothing is sent by intention: paused, disabled, held, breaker open. It reads
+   * `coalesce(stopped_since, now()) - stopped_for`, and is what `order_hold` is measured with.
+   */
+  stoppedSince: time("stopped_since"),
+  stoppedFor: interval("stopped_for").notNull().default("0"),
+  /** The receiver asked for silence until then (Retry-After). */
+  heldUntil: time("held_until"),
+  /** The breaker is open, and lets one delivery through at this time; null while it is closed. */
+  breakerUntil: time("breaker_until"),
+  /** How often in a row the breaker has opened. */
+  breakerTrips: smallint("breaker_trips").notNull().default(0),
+  /** When it began to send again, after which what waited is spread over a minute. */
+  recoveringSince: time("recovering_since"),
+  lastSuccessAt: time("last_success_at"),
+  lastFailureAt: time("last_failure_at"),
+  lastFailure: text("last_failure"),
+  consecutiveFailures: integer("consecutive_failures").notNull().default(0),
+  /** The first failure since the last success. */
+  failingSince: time("failing_since"),
+});
 
 /** What each attempt met; append-only, partitioned by day of `started_at`. A delivered delivery lives on only here. */
 export const deliveryAttempts = nuncio.table(
@@ -200,5 +233,30 @@ export const deadLetters = nuncio.table(
   (table) => [
     primaryKey({ columns: [table.subscriptionKey, table.eventKey] }),
     index("dead_letters_ended").on(table.endedAt),
+  ],
+);
+
+/**
+ * What an operator should know of: one row per subscription, type, reason and hour, with a count. A dead letter counts here
+ * in the transaction that makes it, by a trigger that nobody can forget to call.
+ */
+export const operationalEvents = nuncio.table(
+  "operational_events",
+  {
+    operationalEventUuid: uuid("operational_event_uuid").$type<Uuid>().primaryKey(),
+    tenantKey: integer("tenant_key").notNull(),
+    subscriptionKey: integer("subscription_key").notNull(),
+    type: smallint("type").notNull(),
+    /** What the type makes of it: an end reason, a reason to disable, or 0. */
+    reason: smallint("reason").notNull(),
+    hour: time("hour").notNull(),
+    count: integer("count").notNull(),
+    firstAt: time("first_at").notNull(),
+    lastAt: time("last_at").notNull(),
+  },
+  (table) => [
+    uniqueIndex("operational_events_once").on(table.subscriptionKey, table.type, table.reason, table.hour),
+    index("operational_events_tenant").on(table.tenantKey, table.operationalEventUuid),
+    index("operational_events_last").on(table.lastAt),
   ],
 );

@@ -14,6 +14,7 @@ import {
   type SubscriptionSpec,
   type SubscriptionState,
 } from "../core/subscription.ts";
+import { restartLane, stopLaneClock } from "./lane-states.ts";
 import { signingSecrets, subscriptionRequests, tenants, webhookSubscriptions } from "./schema.ts";
 
 type Transaction = Parameters<Parameters<PostgresJsDatabase["transaction"]>[0]>[0];
@@ -175,12 +176,18 @@ export async function pauseSubscription(
   tenantId: string,
   subscriptionUuid: Uuid,
 ): Promise<Subscription> {
-  return changeSubscription(orm, tenantId, subscriptionUuid, (state) => {
-    if (state === "DISABLED") {
-      throw new FailedPreconditionError("SUBSCRIPTION_DISABLED", "the subscription is disabled; resume it first");
-    }
-    return { state: toCode(SUBSCRIPTION_STATES, "PAUSED"), stateReason: "paused_by_request" };
-  });
+  return changeSubscription(
+    orm,
+    tenantId,
+    subscriptionUuid,
+    (state) => {
+      if (state === "DISABLED") {
+        throw new FailedPreconditionError("SUBSCRIPTION_DISABLED", "the subscription is disabled; resume it first");
+      }
+      return { state: toCode(SUBSCRIPTION_STATES, "PAUSED"), stateReason: "paused_by_request" };
+    },
+    stopLaneClock,
+  );
 }
 
 /** Sends again, from PAUSED or DISABLED. Returns the lane as well, for the wake-up that follows the commit. */
@@ -189,10 +196,13 @@ export async function resumeSubscription(
   tenantId: string,
   subscriptionUuid: Uuid,
 ): Promise<{ subscription: Subscription; lane: number }> {
-  const subscription = await changeSubscription(orm, tenantId, subscriptionUuid, () => ({
-    state: toCode(SUBSCRIPTION_STATES, "ENABLED"),
-    stateReason: "",
-  }));
+  const subscription = await changeSubscription(
+    orm,
+    tenantId,
+    subscriptionUuid,
+    () => ({ state: toCode(SUBSCRIPTION_STATES, "ENABLED"), stateReason: "" }),
+    restartLane,
+  );
   return { subscription, lane: (await findRow(orm, tenantId, subscriptionUuid)).subscriptionKey };
 }
 
@@ -214,6 +224,7 @@ async function changeSubscription(
   tenantId: string,
   subscriptionUuid: Uuid,
   change: (state: SubscriptionState) => Parameters<ReturnType<PostgresJsDatabase["update"]>["set"]>[0],
+  changeLane: (tx: Transaction, lane: SubscriptionRow) => Promise<void> = async () => undefined,
 ): Promise<Subscription> {
   return orm.transaction(async (tx) => {
     const { subscriptionKey } = await findRow(tx, tenantId, subscriptionUuid);
@@ -228,6 +239,7 @@ async function changeSubscription(
       })
       .where(eq(webhookSubscriptions.subscriptionKey, subscriptionKey))
       .returning();
+    await changeLane(tx, current);
     return toSubscription(row as SubscriptionRow, tenantId);
   });
 }

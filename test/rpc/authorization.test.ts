@@ -12,6 +12,7 @@ import { ServerReflection } from "../../gen/grpc/reflection/v1/reflection_pb.ts"
 import { DeliveryService } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import { EventType } from "../../gen/nuncio/v1/event_pb.ts";
 import { EventService } from "../../gen/nuncio/v1/event_service_pb.ts";
+import { OperationsService } from "../../gen/nuncio/v1/operations_service_pb.ts";
 import { UserStatus } from "../../gen/nuncio/v1/user_pb.ts";
 import { SubscriptionState } from "../../gen/nuncio/v1/webhook_subscription_pb.ts";
 import { WebhookSubscriptionService } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
@@ -28,7 +29,7 @@ const db = useDatabase();
 const withKey = inProcess(() => createDependencies(db, db.server));
 const withoutKey = inProcess(() => createDependencies(db, db.server), "");
 
-const SERVICES = [EventService, WebhookSubscriptionService, DeliveryService];
+const SERVICES = [EventService, WebhookSubscriptionService, DeliveryService, OperationsService];
 const METHODS: readonly DescMethod[] = SERVICES.flatMap((service: DescService) => service.methods);
 const nameOf = (method: DescMethod) => `${method.parent.typeName}/${method.name}`;
 
@@ -38,6 +39,7 @@ function call(service: typeof withKey, method: DescMethod, request: object): Pro
     [EventService.typeName]: service.events,
     [WebhookSubscriptionService.typeName]: service.subscriptions,
     [DeliveryService.typeName]: service.deliveries,
+    [OperationsService.typeName]: service.operations,
   };
   const client = clients[method.parent.typeName] as unknown as Record<string, (r: object) => Promise<unknown>>;
   return (client[method.localName] as (r: object) => Promise<unknown>)(request);

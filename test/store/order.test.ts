@@ -1,13 +1,20 @@
 import { randomBytes } from "node:crypto";
 import { describe, expect, it } from "vitest";
 import type { EventType } from "../../src/core/event.ts";
+import type { Uuid } from "../../src/core/ids.ts";
 import type { Decision } from "../../src/core/retry-policy.ts";
 import type { SubscriptionOrdering } from "../../src/core/subscription.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { type ClaimedDelivery, claimDueDeliveries } from "../../src/store/outbox/claim.ts";
-import { endDeliveries, endExpiredDeliveries, endLostDeliveries } from "../../src/store/outbox/end.ts";
+import {
+  endDeliveries,
+  endExpiredDeliveries,
+  endHoldingDeliveries,
+  endLostDeliveries,
+} from "../../src/store/outbox/end.ts";
 import { promoteStranded } from "../../src/store/outbox/promote.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
+import { pauseSubscription, resumeSubscription } from "../../src/store/subscriptions.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 
@@ -170,6 +177,78 @@ describe("the order of a user", () => {
     expect(await record(old)).toEqual({ stale: [true], promoted: [], superseded: [] });
     expect(await claim(lane)).toEqual([]);
     expect((await record(current)).promoted).toEqual([lane]);
+  });
+});
+
+describe("a delivery that fails again and again", () => {
+  const HOUR = 3_600_000;
+  const end = () => endHoldingDeliveries(db.worker.hot, HOUR, 100);
+  /** As if what is stored had been stored so much earlier. */
+  const age = (lane: number, ms: number, rows: "head" | "followers" | "all" = "all") => db.admin`
+    UPDATE nuncio.outbox SET held_from = held_from - ${ms}::bigint * interval '1 ms'
+    WHERE subscription_key = ${lane} AND (${rows} = 'all' OR isfinite(next_at) = (${rows} = 'head'))`;
+
+  async function failing() {
+    const { tenant, lane } = await setUp();
+    const ids = await publish(tenant, {}, {}, { user: "b" });
+    const [head] = await claim(lane);
+    await record([head as ClaimedDelivery], RETRY);
+    return { tenant, lane, ids };
+  }
+
+  it("[B38] holds its user back for `order_hold` and no longer, then is a dead letter and the next goes on", async () => {
+    const { lane, ids } = await failing();
+    await age(lane, HOUR - 5_000);
+    expect(await end()).toMatchObject({ count: 0 });
+    await age(lane, 5_000);
+    expect(await end()).toEqual({ count: 1, promoted: [lane] });
+    expect(await endsOf(lane)).toEqual([[ids[0], 3]]);
+    expect(idsOf(await claim(lane))).toEqual([ids[1]]);
+  });
+
+  it("[B38] is counted only since another one waits, and only since it fails", async () => {
+    const { lane } = await failing();
+    await age(lane, 2 * HOUR, "head");
+    expect(await end()).toMatchObject({ count: 0 });
+    const untried = await setUp();
+    await publish(untried.tenant, {}, {});
+    await age(untried.lane, 2 * HOUR);
+    expect(await end()).toMatchObject({ count: 0 });
+    await age(lane, 2 * HOUR, "followers");
+    expect(await end()).toMatchObject({ count: 1 });
+  });
+
+  it("ends for nobody's sake if nobody waits, or while it is being sent", async () => {
+    const { lane } = await failing();
+    await age(lane, 2 * HOUR);
+    await makeDue(lane);
+    const again = await claim(lane);
+    expect(await end()).toMatchObject({ count: 0 });
+    await record(again, RETRY);
+    await db.admin`DELETE FROM nuncio.outbox WHERE subscription_key = ${lane} AND next_at = 'infinity'`;
+    expect(await end()).toMatchObject({ count: 0 });
+  });
+
+  it("is not held against it while the subscription is paused", async () => {
+    const { tenant, lane } = await failing();
+    const [{ uuid } = { uuid: "" as Uuid }] = await db.admin<{ uuid: Uuid }[]>`
+      SELECT subscription_uuid AS uuid FROM nuncio.webhook_subscriptions WHERE subscription_key = ${lane}`;
+    await pauseSubscription(db.server.orm, tenant, uuid);
+    // Two hours pass: everything stored moves into the past.
+    await db.admin`
+      UPDATE nuncio.lane_states SET stopped_since = stopped_since - interval '2 h' WHERE subscription_key = ${lane}`;
+    await age(lane, 2 * HOUR);
+    expect(await end()).toMatchObject({ count: 0 });
+    const [late] = await publish(tenant, {});
+    await resumeSubscription(db.server.orm, tenant, uuid);
+    expect(await end()).toMatchObject({ count: 0 });
+    const [row] = await db.admin<{ waits_ms: number }[]>`
+      SELECT extract(epoch FROM nuncio.lane_clock(${lane}) - q.held_from)::float8 * 1000 AS waits_ms
+      FROM nuncio.outbox q JOIN nuncio.events e USING (event_key) WHERE e.event_id = ${late ?? ""}`;
+    expect(row?.waits_ms).toBeGreaterThanOrEqual(0);
+    expect(row?.waits_ms).toBeLessThan(60_000);
+    await age(lane, HOUR);
+    expect(await end()).toMatchObject({ count: 1 });
   });
 });
 

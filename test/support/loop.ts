@@ -41,6 +41,7 @@ export function startLoop(db: TestDatabase, changes: Partial<LoopDependencies> =
     maxInFlight: 16,
     leaseMs: 25_000,
     pollIntervalMs: 200,
+    orderHoldMs: 3_600_000,
     onEvent: (event) => {
       events.push(event);
       for (const check of waiting) check();

@@ -3,6 +3,7 @@ import { type Client, createClient, createRouterTransport, type Interceptor } fr
 import { v7 as uuidV7 } from "uuid";
 import { DeliveryService } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import { EventService } from "../../gen/nuncio/v1/event_service_pb.ts";
+import { OperationsService } from "../../gen/nuncio/v1/operations_service_pb.ts";
 import { WebhookSubscriptionService } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
 import { parseAllowedCidrs } from "../../src/core/address-policy.ts";
 import { Secret } from "../../src/core/secret.ts";
@@ -23,6 +24,7 @@ export type Service = {
   readonly events: Client<typeof EventService>;
   readonly subscriptions: Client<typeof WebhookSubscriptionService>;
   readonly deliveries: Client<typeof DeliveryService>;
+  readonly operations: Client<typeof OperationsService>;
 };
 
 export function createDependencies(
@@ -86,6 +88,9 @@ export function inProcess(deps: () => RpcDependencies, key = OPERATOR_KEY): Serv
     },
     get deliveries() {
       return createClient(DeliveryService, open());
+    },
+    get operations() {
+      return createClient(OperationsService, open());
     },
   };
 }

@@ -59,6 +59,24 @@ export async function endExpiredDeliveries(sql: Sql, limit: number): Promise<End
 }
 
 /**
+ * Ends up to `limit` failing deliveries that have held others of their user back for `orderHoldMs`, measured while one
+ * waited and by the lane's own clock: it stands while nothing is sent by intention, and then nothing ends.
+ */
+export async function endHoldingDeliveries(sql: Sql, orderHoldMs: number, limit: number): Promise<Ended> {
+  const hasHeldTooLong: Condition = (tx) => {
+    const hold = tx`${orderHoldMs}::bigint * interval '1 millisecond'`;
+    return tx`
+      q.failures > 0 AND isfinite(q.next_at) AND q.held_from <= now() - ${hold} AND ${isUnleased(tx)} AND EXISTS (
+        SELECT FROM nuncio.outbox behind
+        LEFT JOIN nuncio.lane_states l ON l.subscription_key = behind.subscription_key
+        WHERE behind.user_key = q.user_key AND behind.subscription_key = q.subscription_key
+          AND behind.user_sequence > q.user_sequence AND l.stopped_since IS NULL
+          AND greatest(q.held_from, behind.held_from) <= now() - coalesce(l.stopped_for, '0') - ${hold})`;
+  };
+  return endAll(sql, "ORDER_HOLD", hasHeldTooLong, limit);
+}
+
+/**
  * Cancels up to `limit` deliveries of a deleted subscription. Rows under a live lease are left to their worker: its
  * record ends them, or its lease does.
  */

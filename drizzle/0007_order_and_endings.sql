@@ -1,7 +1,40 @@
+CREATE TABLE "nuncio"."lane_states" (
+	"subscription_key" integer PRIMARY KEY NOT NULL,
+	"tenant_key" integer NOT NULL,
+	"stopped_since" timestamp with time zone,
+	"stopped_for" interval DEFAULT '0' NOT NULL,
+	"held_until" timestamp with time zone,
+	"breaker_until" timestamp with time zone,
+	"breaker_trips" smallint DEFAULT 0 NOT NULL,
+	"recovering_since" timestamp with time zone,
+	"last_success_at" timestamp with time zone,
+	"last_failure_at" timestamp with time zone,
+	"last_failure" text,
+	"consecutive_failures" integer DEFAULT 0 NOT NULL,
+	"failing_since" timestamp with time zone
+);
+--> statement-breakpoint
+CREATE TABLE "nuncio"."operational_events" (
+	"operational_event_uuid" uuid PRIMARY KEY NOT NULL,
+	"tenant_key" integer NOT NULL,
+	"subscription_key" integer NOT NULL,
+	"type" smallint NOT NULL,
+	"reason" smallint NOT NULL,
+	"hour" timestamp with time zone NOT NULL,
+	"count" integer NOT NULL,
+	"first_at" timestamp with time zone NOT NULL,
+	"last_at" timestamp with time zone NOT NULL
+);
+--> statement-breakpoint
 ALTER TABLE "nuncio"."outbox" ADD COLUMN "user_key" bigint;--> statement-breakpoint
 ALTER TABLE "nuncio"."outbox" ADD COLUMN "user_sequence" bigint;--> statement-breakpoint
 ALTER TABLE "nuncio"."outbox" ADD COLUMN "event_type" smallint;--> statement-breakpoint
-CREATE INDEX "outbox_order" ON "nuncio"."outbox" USING btree ("user_key","subscription_key","user_sequence") WHERE "nuncio"."outbox"."user_key" IS NOT NULL;--> statement-breakpoint
+ALTER TABLE "nuncio"."outbox" ADD COLUMN "held_from" timestamp with time zone;--> statement-breakpoint
+CREATE UNIQUE INDEX "operational_events_once" ON "nuncio"."operational_events" USING btree ("subscription_key","type","reason","hour");--> statement-breakpoint
+CREATE INDEX "operational_events_tenant" ON "nuncio"."operational_events" USING btree ("tenant_key","operational_event_uuid");--> statement-breakpoint
+CREATE INDEX "operational_events_last" ON "nuncio"."operational_events" USING btree ("last_at");--> statement-breakpoint
+CREATE INDEX "outbox_order" ON "nuncio"."outbox" USING btree ("user_key","subscription_key","user_sequence") WHERE "nuncio"."outbox"."user_key" IS NOT NULL;
+--> statement-breakpoint
 -- A user of a tenant in 64 bits: what orders deliveries, and (its low bits) what locks them. Two users that share one, which
 -- nothing makes likely, wait for each other and no more.
 CREATE FUNCTION nuncio.user_key(tenant_id text, user_id text) RETURNS bigint
@@ -23,6 +56,41 @@ BEGIN
 END
 $$;
 --> statement-breakpoint
+-- What a lane's own clock reads: it stands while nothing is sent by intention.
+CREATE FUNCTION nuncio.lane_clock(lane integer) RETURNS timestamptz
+LANGUAGE sql STABLE SET search_path = pg_catalog
+RETURN coalesce(
+  (SELECT coalesce(l.stopped_since, now()) - l.stopped_for FROM nuncio.lane_states l WHERE l.subscription_key = lane),
+  now());
+--> statement-breakpoint
+-- A UUIDv7 (RFC 9562) of now.
+CREATE FUNCTION nuncio.uuid_v7() RETURNS uuid
+LANGUAGE sql VOLATILE SET search_path = pg_catalog
+RETURN encode(substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3)
+  || int2send((28672 + floor(random() * 4096))::smallint) || substring(uuid_send(gen_random_uuid()) FROM 9), 'hex')::uuid;
+--> statement-breakpoint
+-- Counts each dead letter as an operational event of its subscription, reason and hour. Rows are locked in the order of
+-- their keys, so that no two deadlock; nothing else is locked after them but, by `supersede_failed`, those of its reason.
+CREATE FUNCTION nuncio.count_dead_letters() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' AS $$
+BEGIN
+  INSERT INTO nuncio.operational_events AS e (
+    operational_event_uuid, tenant_key, subscription_key, type, reason, hour, count, first_at, last_at)
+  SELECT nuncio.uuid_v7(), d.tenant_key, d.subscription_key, 4, d.end_reason, date_trunc('hour', now()), count(*), now(), now()
+  FROM buried d GROUP BY d.tenant_key, d.subscription_key, d.end_reason ORDER BY d.subscription_key, d.end_reason
+  ON CONFLICT (subscription_key, type, reason, hour) DO UPDATE
+    SET count = e.count + excluded.count, last_at = excluded.last_at;
+  RETURN NULL;
+END
+$$;
+--> statement-breakpoint
+CREATE TRIGGER count_inserted AFTER INSERT ON nuncio.dead_letters
+REFERENCING NEW TABLE AS buried FOR EACH STATEMENT EXECUTE FUNCTION nuncio.count_dead_letters();
+--> statement-breakpoint
+-- One that was put back and has ended again.
+CREATE TRIGGER count_updated AFTER UPDATE ON nuncio.dead_letters
+REFERENCING NEW TABLE AS buried FOR EACH STATEMENT EXECUTE FUNCTION nuncio.count_dead_letters();
+--> statement-breakpoint
 -- Makes due what has become the first of its (lane, user), and returns the lanes where that happened. The caller holds the
 -- users' locks.
 CREATE FUNCTION nuncio.promote_followers(lanes integer[], user_keys bigint[]) RETURNS SETOF integer
@@ -38,7 +106,7 @@ BEGIN
     ) AS f
     WHERE f.next_at = 'infinity'
   )
-  UPDATE nuncio.outbox q SET next_at = now() FROM first f WHERE q.ctid = f.place
+  UPDATE nuncio.outbox q SET next_at = now(), held_from = NULL FROM first f WHERE q.ctid = f.place
   RETURNING q.subscription_key;
 END
 $$;
@@ -151,21 +219,24 @@ BEGIN
       CASE s.ordering WHEN 1 THEN a.user_key END AS order_key,
       CASE s.ordering WHEN 1 THEN a.user_sequence END AS order_sequence,
       CASE s.ordering WHEN 1 THEN a.event_type END AS order_type,
-      row_number() OVER (PARTITION BY s.subscription_key, a.user_key ORDER BY a.user_sequence) AS place
+      row_number() OVER (PARTITION BY s.subscription_key, a.user_key ORDER BY a.user_sequence) > 1 AS is_behind
     FROM accepted a
     JOIN nuncio.webhook_subscriptions s ON s.tenant_key = a.tenant_key
     WHERE s.deleted_at IS NULL AND s.state IN (1, 2) AND (s.event_types = '{}' OR a.event_type = ANY (s.event_types))
   ), due AS (
-    INSERT INTO nuncio.outbox (event_key, next_at, expires_at, tenant_key, subscription_key, user_key, user_sequence, event_type)
-    SELECT m.event_key,
-      CASE WHEN m.order_key IS NULL OR (m.place = 1 AND earlier.found IS NULL) THEN now() ELSE 'infinity' END,
-      now() + max_pending_ms * interval '1 millisecond', m.tenant_key, m.subscription_key,
-      m.order_key, m.order_sequence, m.order_type
-    FROM matching m
-    LEFT JOIN LATERAL (
-      SELECT true AS found FROM nuncio.outbox q
-      WHERE q.user_key = m.order_key AND q.subscription_key = m.subscription_key LIMIT 1
-    ) AS earlier ON true
+    INSERT INTO nuncio.outbox (event_key, next_at, expires_at, tenant_key, subscription_key, user_key, user_sequence,
+      event_type, held_from)
+    SELECT m.event_key, CASE WHEN m.waits THEN 'infinity' ELSE now() END, now() + max_pending_ms * interval '1 millisecond',
+      m.tenant_key, m.subscription_key, m.order_key, m.order_sequence, m.order_type,
+      CASE WHEN m.waits THEN nuncio.lane_clock(m.subscription_key) END
+    FROM (
+      SELECT m.*, m.order_key IS NOT NULL AND (m.is_behind OR earlier.found IS NOT NULL) AS waits
+      FROM matching m
+      LEFT JOIN LATERAL (
+        SELECT true AS found FROM nuncio.outbox q
+        WHERE q.user_key = m.order_key AND q.subscription_key = m.subscription_key LIMIT 1
+      ) AS earlier ON true
+    ) AS m
     ORDER BY m.user_sequence
     RETURNING event_key, subscription_key, event_type, next_at
   ), fanout AS (
@@ -318,7 +389,7 @@ BEGIN
         outcome, http_status, dns_ms, connect_ms, first_byte_ms, body_ms, delay_ms, end_reason, error_detail,
         response_excerpt, place)
   ), held AS MATERIALIZED (
-    SELECT q.ctid AS row, q.attempt, q.user_key, a.place, a.subscription_key, a.event_key, a.tenant_key, a.delay_ms,
+    SELECT q.ctid AS row, q.attempt, q.user_key, q.tenant_key, a.place, a.subscription_key, a.event_key, a.delay_ms,
       a.end_reason
     FROM attempt a
     JOIN nuncio.outbox q ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
@@ -330,7 +401,9 @@ BEGIN
   ), retried AS (
     UPDATE nuncio.outbox q
     SET next_at = now() + h.delay_ms * interval '1 millisecond', failures = q.failures + 1, lost_claims = 0,
-      lease_token = NULL, lease_expires_at = NULL
+      lease_token = NULL, lease_expires_at = NULL,
+      held_from = CASE WHEN q.user_key IS NOT NULL AND q.failures = 0 THEN nuncio.lane_clock(q.subscription_key)
+        ELSE q.held_from END
     FROM held h WHERE q.ctid = h.row AND h.delay_ms IS NOT NULL
   ), given_up AS (
     INSERT INTO nuncio.dead_letters (event_key, tenant_key, subscription_key, attempt, end_reason)
@@ -370,7 +443,47 @@ BEGIN
 END
 $$;
 --> statement-breakpoint
-REVOKE ALL ON FUNCTION nuncio.claim_deliveries, nuncio.record_attempts, nuncio.user_key, nuncio.lock_users,
-  nuncio.promote_followers, nuncio.supersede_failed FROM PUBLIC;--> statement-breakpoint
-GRANT EXECUTE ON FUNCTION nuncio.claim_deliveries, nuncio.record_attempts, nuncio.lock_users, nuncio.promote_followers,
-  nuncio.supersede_failed TO nuncio_worker;
+-- As in 0006, and operational events, which are kept as long as dead letters.
+CREATE OR REPLACE FUNCTION nuncio.delete_outlived(dead_letter_ms bigint, batch integer) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog SET timezone = 'UTC' AS $$
+DECLARE
+  first_kept uuid;
+  counted integer;
+  deleted integer := 0;
+BEGIN
+  IF dead_letter_ms < 86400000 THEN
+    RAISE EXCEPTION 'dead_letter_ms must be at least a day, not %', dead_letter_ms;
+  END IF;
+  -- By what is there, not by the clock: an id goes after its payload, never before.
+  SELECT nuncio.least_uuid_at(to_timestamp(right(min(c.relname), 8), 'YYYYMMDD')) INTO first_kept
+  FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+  WHERE i.inhparent = 'nuncio.events'::regclass;
+  DELETE FROM nuncio.event_ids WHERE ctid = ANY (ARRAY(
+    SELECT e.ctid FROM nuncio.event_ids e WHERE e.event_key < first_kept
+    ORDER BY e.event_key LIMIT batch FOR UPDATE SKIP LOCKED));
+  GET DIAGNOSTICS counted = ROW_COUNT;
+  deleted := deleted + counted;
+  DELETE FROM nuncio.dead_letters WHERE ctid = ANY (ARRAY(
+    SELECT d.ctid FROM nuncio.dead_letters d WHERE d.ended_at < now() - dead_letter_ms * interval '1 millisecond'
+    ORDER BY d.ended_at LIMIT batch FOR UPDATE SKIP LOCKED));
+  GET DIAGNOSTICS counted = ROW_COUNT;
+  deleted := deleted + counted;
+  DELETE FROM nuncio.operational_events WHERE ctid = ANY (ARRAY(
+    SELECT o.ctid FROM nuncio.operational_events o WHERE o.last_at < now() - dead_letter_ms * interval '1 millisecond'
+    ORDER BY o.last_at LIMIT batch FOR UPDATE SKIP LOCKED));
+  GET DIAGNOSTICS counted = ROW_COUNT;
+  deleted := deleted + counted;
+  DELETE FROM nuncio.subscription_requests WHERE ctid = ANY (ARRAY(
+    SELECT r.ctid FROM nuncio.subscription_requests r WHERE r.created_at < now() - interval '24 hours'
+    LIMIT batch FOR UPDATE SKIP LOCKED));
+  GET DIAGNOSTICS counted = ROW_COUNT;
+  RETURN deleted + counted;
+END
+$$;
+--> statement-breakpoint
+REVOKE ALL ON FUNCTION nuncio.claim_deliveries, nuncio.record_attempts, nuncio.user_key, nuncio.lock_users, nuncio.lane_clock,
+  nuncio.uuid_v7, nuncio.count_dead_letters, nuncio.promote_followers, nuncio.supersede_failed FROM PUBLIC;--> statement-breakpoint
+GRANT EXECUTE ON FUNCTION nuncio.claim_deliveries, nuncio.record_attempts, nuncio.lock_users, nuncio.lane_clock,
+  nuncio.promote_followers, nuncio.supersede_failed TO nuncio_worker;--> statement-breakpoint
+GRANT SELECT ON nuncio.lane_states, nuncio.operational_events TO nuncio_server, nuncio_worker;--> statement-breakpoint
+GRANT INSERT, UPDATE ON nuncio.lane_states TO nuncio_server, nuncio_worker;
