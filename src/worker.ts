@@ -1,8 +1,10 @@
 import { randomBytes } from "node:crypto";
 import type { Sql } from "postgres";
+import { v7 as uuidV7 } from "uuid";
 import { type Config, toAddressPolicy } from "./config.ts";
 import { createAnswerJudge } from "./core/address-policy.ts";
 import { openSecretBox } from "./core/encryption.ts";
+import type { Uuid } from "./core/ids.ts";
 import { keepConnections } from "./delivery/connections.ts";
 import { listenForDue } from "./delivery/listen.ts";
 import { type LoopEvent, startDeliveryLoop } from "./delivery/loop.ts";
@@ -47,6 +49,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     const connections = keepConnections(nowMs, config.requestTimeoutMs);
     loop = startDeliveryLoop({
       sql: db.hot,
+      worker: uuidV7() as Uuid,
       targets: cacheTargets(db.hot, box),
       resolve: shareAnswers(createResolver(config.requestTimeoutMs), nowMs),
       connections,
@@ -128,6 +131,14 @@ function logEvent(logger: Logger, event: LoopEvent): void {
     logger.error({ count: event.count }, "delivery.stranded");
   } else if (event.kind === "released") {
     logger.info({ count: event.count }, "delivery.released");
+  } else if (event.kind === "lane_failing") {
+    logger.warn({ subscriptionKey: event.lane }, "subscription.failing");
+  } else if (event.kind === "lane_recovered") {
+    logger.info({ subscriptionKey: event.lane }, "subscription.recovered");
+  } else if (event.kind === "lane_disabled") {
+    logger.warn({ subscriptionKey: event.lane, reason: event.reason }, "subscription.disabled");
+  } else if (event.kind === "workers") {
+    logger.info({ count: event.count }, "worker.membership");
   }
 }
 

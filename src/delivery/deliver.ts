@@ -1,4 +1,5 @@
 import { formatDeliveryId } from "../core/ids.ts";
+import { parseRetryAfter } from "../core/retry-after.ts";
 import { decide } from "../core/retry-policy.ts";
 import type { ClaimedDelivery } from "../store/outbox/claim.ts";
 import type { AttemptRecord } from "../store/outbox/record.ts";
@@ -18,6 +19,9 @@ export type Sendable = ClaimedDelivery & {
   readonly claimSentAtMs: number;
 };
 
+/** What is to be written down, and for how long the receiver asked for silence. */
+export type Attempted = { readonly record: AttemptRecord; readonly holdMs: number | undefined };
+
 /**
  * One attempt: signs the stored bytes, sends them, decides what follows. Nothing is written here and no transaction is
  * open; if we crash anywhere in it, the lease ends and the delivery is made again with the same id.
@@ -27,7 +31,7 @@ export async function deliver(
   delivery: Sendable,
   target: ReadyTarget,
   timeoutMs: number,
-): Promise<AttemptRecord> {
+): Promise<Attempted> {
   const startedAtMs = databaseTimeMs(deps, delivery);
   const body = Buffer.from(delivery.event.body);
   const headers = toRequestHeaders(target.signingKeys, {
@@ -42,7 +46,7 @@ export async function deliver(
   });
 
   const { maxResponseBytes } = deps;
-  const { outcome, phases, durationMs } = await send(deps, {
+  const { outcome, phases, durationMs, retryAfter } = await send(deps, {
     destination: target.destination,
     headers,
     body,
@@ -50,13 +54,14 @@ export async function deliver(
     maxResponseBytes,
   });
 
+  const endedAtMs = databaseTimeMs(deps, delivery);
   const decision = decide(outcome, {
     failures: delivery.failures,
     schedule: deps.schedule,
     random: deps.random(),
-    remainingMs: delivery.expiresAtMs - databaseTimeMs(deps, delivery),
+    remainingMs: delivery.expiresAtMs - endedAtMs,
   });
-  return {
+  const record = {
     subscriptionKey: delivery.subscriptionKey,
     eventKey: delivery.eventKey,
     leaseToken: delivery.leaseToken,
@@ -69,6 +74,7 @@ export async function deliver(
     outcome,
     decision,
   };
+  return { record, holdMs: parseRetryAfter(outcome.httpStatus, retryAfter, endedAtMs) };
 }
 
 /** The database's clock: what it said at the claim, and the monotonic time since. A wrong clock of ours cannot matter. */

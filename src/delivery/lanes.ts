@@ -1,147 +1,223 @@
+import { shareSlots } from "../core/fair-shares.ts";
+import { ownerOf } from "../core/ownership.ts";
+import type { LaneReport } from "../store/lane-states.ts";
 import type { ClaimedDelivery, LaneQuota } from "../store/outbox/claim.ts";
-
-/** Rows commit out of order: one whose due time lies this little behind what was claimed can still turn up. */
-const LATE_COMMIT_MS = 60_000;
-/** And this often a lane is looked at from the very beginning, for what turned up later still. */
-const FULL_LOOK_EVERY_MS = 5_000;
-/**
- * A lane that has more than it was asked for gives at least this many the next time: its lock, its look-up and its descent
- * into the index then serve several rows. Measured with 100 lanes: 40 µs of Postgres' CPU per delivery where one or two
- * rows a time took 59, and a fifth more deliveries.
- */
-const HANDFUL = 8;
-
-type Lane = {
-  readonly key: number;
-  /** When there may be something to claim, by the monotonic clock. */
-  dueAtMs: number;
-  inFlight: number;
-  /** Whether the last claim brought all that it might. */
-  hasMore: boolean;
-  /** The number of the last pick that it was in; 0 for none. */
-  lastPick: number;
-  /** Counts the wakes, so that one that comes while a claim is on its way is not forgotten when that finds nothing. */
-  wakes: number;
-  sinceMs: number;
-  lookedFromStartAtMs: number;
-};
+import type { LaneSighting, LiveLeases } from "../store/outbox/lanes.ts";
+import { Lane, type LaneOutcome, type Moment } from "./lane.ts";
 
 export type LanePick = LaneQuota & { readonly wakes: number };
 
+export type LanesOptions = {
+  /** This worker, as the others know it. */
+  readonly worker: string;
+  /** Requests at once, in all and for one lane. */
+  readonly slots: number;
+  readonly maxInFlight: number;
+  /** A lane that changed hands within this time may have requests of its owner before on their way. */
+  readonly leaseMs: number;
+};
+
+type Tenant = { inFlight: number; readonly lanes: Map<number, Lane> };
+
+/** A lane of which nothing was seen for this long, and in which nothing happens, is forgotten. */
+const IDLE_MS = 60_000;
+
 /**
- * What this worker knows of the lanes: which may have due rows, and how many of each it is sending. Knowledge, not
- * truth: the outbox decides, and a look at it every poll interval mends whatever is wrong here.
+ * All the lanes that this worker knows of, by tenant, and which of them are its own. Decides for which rows to claim next;
+ * `core/fair-shares.ts` is how.
  */
 export class Lanes {
+  readonly #options: LanesOptions;
   readonly #lanes = new Map<number, Lane>();
-  readonly #maxInFlight: number;
-  #picks = 0;
+  /** Those that were not picked for longest first; likewise the lanes in each. */
+  readonly #tenants = new Map<number, Tenant>();
+  readonly #strangers = new Set<number>();
+  #workers: readonly string[] = [];
+  #handedOverAtMs = Number.NEGATIVE_INFINITY;
 
-  constructor(maxInFlight: number) {
-    this.#maxInFlight = maxInFlight;
-  }
-
-  /** There may be something due at this time. */
-  wake(key: number, dueAtMs: number): void {
-    const lane = this.#laneOf(key);
-    lane.dueAtMs = Math.min(lane.dueAtMs, dueAtMs);
-    lane.wakes += 1;
-  }
-
-  /** Something may be due anywhere. */
-  wakeAll(nowMs: number): void {
-    for (const key of this.#lanes.keys()) this.wake(key, nowMs);
+  constructor(options: LanesOptions) {
+    this.#options = options;
   }
 
   /**
-   * Quotas for at most `free` rows of the lanes that may have something due and may send more: spread evenly, but a
-   * handful at least for a lane with more to give. Who was not picked for longest comes first, so that lanes take turns
-   * and one that was quiet waits behind nobody's backlog.
+   * There may be something due at this time. Of a lane that is not known yet, or that was paused when it was last looked
+   * at, something has to be found out first.
    */
-  pick(nowMs: number, free: number): LanePick[] {
-    const ready = [...this.#lanes.values()]
-      .filter((lane) => lane.dueAtMs <= nowMs && lane.inFlight < this.#maxInFlight)
-      .sort((a, b) => a.lastPick - b.lastPick)
-      .slice(0, Math.max(0, free));
-    const picks: LanePick[] = [];
-    this.#picks += 1;
-    let left = free;
-    for (const [i, lane] of ready.entries()) {
-      if (left === 0) break;
-      const share = Math.max(lane.hasMore ? HANDFUL : 1, Math.ceil(left / (ready.length - i)));
-      const quota = Math.min(this.#maxInFlight - lane.inFlight, left, share);
-      left -= quota;
-      picks.push({ lane: lane.key, quota, sinceMs: this.#beginOfLook(lane, nowMs), wakes: lane.wakes });
-      lane.lastPick = this.#picks;
-      // To the end of the map: it stays all but sorted, which is what the sort above is quick at.
-      this.#lanes.delete(lane.key);
-      this.#lanes.set(lane.key, lane);
-    }
-    return picks;
+  wake(key: number, dueAtMs: number): void {
+    const lane = this.#lanes.get(key);
+    if (lane?.isEnabled) lane.wake(dueAtMs);
+    else this.#strangers.add(key);
   }
 
-  #beginOfLook(lane: Lane, nowMs: number): number {
-    if (nowMs - lane.lookedFromStartAtMs < FULL_LOOK_EVERY_MS) return lane.sinceMs;
-    lane.lookedFromStartAtMs = nowMs;
-    return Number.NEGATIVE_INFINITY;
+  /** Lanes that were woken and of which something has to be found out: each is told once. */
+  takeStrangers(): number[] {
+    const strangers = [...this.#strangers];
+    this.#strangers.clear();
+    return strangers;
+  }
+
+  /** What the database says of a lane. */
+  sight(sighting: LaneSighting, nowMs: number): void {
+    const { maxInFlight } = this.#options;
+    let lane = this.#lanes.get(sighting.lane);
+    if (lane) lane.adopt(sighting, { nowMs, maxInFlight });
+    else {
+      lane = new Lane(sighting, { nowMs, maxInFlight });
+      this.#lanes.set(lane.key, lane);
+      this.#tenantOf(lane).lanes.set(lane.key, lane);
+      this.#own(lane, nowMs);
+    }
+    if (Number.isFinite(sighting.dueInMs)) lane.wake(nowMs + sighting.dueInMs);
+  }
+
+  /** The limits that a claim's revision brought. */
+  setLimits(limits: Pick<LaneSighting, "lane" | "revision" | "maxInFlight" | "requestsPerSecond">, nowMs: number): void {
+    this.#lanes.get(limits.lane)?.setLimits(limits, { nowMs, maxInFlight: this.#options.maxInFlight });
+  }
+
+  /** Who lives: from now on our lanes are those that fall to us among these. Returns whether that is news. */
+  setWorkers(workers: readonly string[], nowMs: number): boolean {
+    const isSame = workers.length === this.#workers.length && workers.every((worker) => this.#workers.includes(worker));
+    if (isSame) return false;
+    this.#workers = workers;
+    this.#handedOverAtMs = nowMs;
+    for (const lane of this.#lanes.values()) this.#own(lane, nowMs);
+    return true;
+  }
+
+  #own(lane: Lane, nowMs: number): void {
+    const mustCount = nowMs - this.#handedOverAtMs < this.#options.leaseMs;
+    lane.own(ownerOf(lane.key, this.#workers) === this.#options.worker, { nowMs, mustCount });
+  }
+
+  /** Lanes whose live leases of others have to be counted before anything begins. */
+  uncounted(): number[] {
+    return [...this.#lanes.values()].filter((lane) => lane.isUncounted).map(({ key }) => key);
+  }
+
+  counted(keys: readonly number[], leases: readonly LiveLeases[], nowMs: number): void {
+    for (const key of keys) {
+      const lane = this.#lanes.get(key);
+      const found = leases.find((entry) => entry.lane === key);
+      // Our own are among them.
+      const foreign = Math.max(0, (found?.count ?? 0) - (lane?.inFlight ?? 0));
+      lane?.counted(foreign, nowMs + (found?.lastForMs ?? 0));
+    }
+  }
+
+  /** Lanes that recover, and of which it is not known how many wait. */
+  unpaced(): number[] {
+    return [...this.#lanes.values()].filter((lane) => lane.isUnpaced).map(({ key }) => key);
+  }
+
+  pace(key: number, waiting: number, nowMs: number): void {
+    this.#lanes.get(key)?.pace(waiting, nowMs);
+  }
+
+  /** Quotas for at most `free` rows of the lanes that may have something due and may send more. */
+  pick(nowMs: number, free: number): LanePick[] {
+    if (free <= 0) return [];
+    const slots = { total: this.#options.slots, free, unproven: this.#unprovenInFlight(nowMs) };
+    const shares = shareSlots<Lane>([...this.#tenants.values()], slots, {
+      room: (lane) => lane.room(nowMs),
+      hasMore: (lane) => lane.hasMore,
+      isProven: (lane) => lane.isProven(nowMs),
+    });
+    return shares.map(({ lane, quota }) => {
+      this.#moveToEnd(lane);
+      return { lane: lane.key, quota, sinceMs: lane.reserve(quota, nowMs), wakes: lane.wakes };
+    });
+  }
+
+  #unprovenInFlight(nowMs: number): number {
+    let count = 0;
+    for (const lane of this.#lanes.values()) if (lane.inFlight > 0 && !lane.isProven(nowMs)) count += lane.inFlight;
+    return count;
+  }
+
+  #moveToEnd(lane: Lane): void {
+    const tenant = this.#tenantOf(lane);
+    tenant.lanes.delete(lane.key);
+    tenant.lanes.set(lane.key, lane);
+    this.#tenants.delete(lane.tenant);
+    this.#tenants.set(lane.tenant, tenant);
   }
 
   /** What the claim of these picks brought: a lane that gave less than its quota has nothing more for now. */
-  claimed(picks: readonly LanePick[], claimed: readonly ClaimedDelivery[]): void {
-    const latest = new Map<number, { count: number; dueAtMs: number }>();
+  claimed(picks: readonly LanePick[], claimed: readonly ClaimedDelivery[], nowMs: number): void {
+    const found = new Map<number, { count: number; dueAtMs: number }>();
     for (const { subscriptionKey, wasDueAtMs } of claimed) {
-      const seen = latest.get(subscriptionKey);
-      latest.set(subscriptionKey, {
+      const seen = found.get(subscriptionKey);
+      found.set(subscriptionKey, {
         count: (seen?.count ?? 0) + 1,
         dueAtMs: Math.max(seen?.dueAtMs ?? 0, wasDueAtMs),
       });
-      this.#laneOf(subscriptionKey).inFlight += 1;
     }
-    for (const pick of picks) {
-      const lane = this.#laneOf(pick.lane);
-      const found = latest.get(pick.lane);
-      lane.hasMore = (found?.count ?? 0) >= pick.quota;
-      if (found) lane.sinceMs = found.dueAtMs - LATE_COMMIT_MS;
-      if (!lane.hasMore && lane.wakes === pick.wakes) lane.dueAtMs = Number.POSITIVE_INFINITY;
+    for (const { lane: key, quota, wakes } of picks) {
+      const lane = this.#lanes.get(key);
+      if (!lane) continue;
+      const of = found.get(key) ?? { count: 0, dueAtMs: 0 };
+      lane.claimed(quota, of, { nowMs, wakes });
+      this.#tenantOf(lane).inFlight += of.count;
     }
   }
 
-  /** One request of the lane is over. */
-  finished(key: number): void {
-    this.#laneOf(key).inFlight -= 1;
+  /** One row was claimed outside the shares. */
+  claimedAlone(key: number): void {
+    const lane = this.#lanes.get(key);
+    if (!lane) return;
+    lane.inFlight += 1;
+    this.#tenantOf(lane).inFlight += 1;
+  }
+
+  /** One request of the lane is over. Returns whether the other workers should hear of it at once. */
+  finished(key: number, outcome: LaneOutcome, moment: Moment): boolean {
+    const lane = this.#lanes.get(key);
+    if (!lane) return false;
+    this.#tenantOf(lane).inFlight -= 1;
+    return lane.finished(outcome, moment);
+  }
+
+  hasSucceededWithin(key: number, ms: number, nowMs: number): boolean {
+    return this.#lanes.get(key)?.hasSucceededWithin(ms, nowMs) ?? false;
+  }
+
+  /** What was learned since the last time. */
+  takeReports(nowMs: number): LaneReport[] {
+    return [...this.#lanes.values()].flatMap((lane) => lane.takeReport(nowMs) ?? []);
+  }
+
+  /** Reports that could not be written. */
+  putBack(reports: readonly LaneReport[]): void {
+    for (const { lane, event } of reports) this.#lanes.get(lane)?.report(event);
   }
 
   /** Forgets lanes with nothing to do, so that memory follows the work and not the history. */
-  forgetIdle(): void {
-    for (const [key, lane] of this.#lanes) {
-      if (lane.inFlight === 0 && lane.dueAtMs === Number.POSITIVE_INFINITY) this.#lanes.delete(key);
+  forgetIdle(nowMs: number): void {
+    for (const lane of this.#lanes.values()) {
+      if (!lane.isIdle(nowMs, IDLE_MS)) continue;
+      this.#lanes.delete(lane.key);
+      const tenant = this.#tenantOf(lane);
+      tenant.lanes.delete(lane.key);
+      if (tenant.lanes.size === 0) this.#tenants.delete(lane.tenant);
     }
   }
 
   /** When the next lane that may send comes due; infinite if none is known. */
-  nextDueAtMs(): number {
+  nextDueAtMs(nowMs: number): number {
     let next = Number.POSITIVE_INFINITY;
     for (const lane of this.#lanes.values()) {
-      if (lane.inFlight < this.#maxInFlight) next = Math.min(next, lane.dueAtMs);
+      if (lane.dueAtMs < next) next = Math.min(next, Math.max(lane.dueAtMs, lane.opensAtMs(nowMs)));
     }
     return next;
   }
 
-  #laneOf(key: number): Lane {
-    let lane = this.#lanes.get(key);
-    if (!lane) {
-      lane = {
-        key,
-        dueAtMs: Number.POSITIVE_INFINITY,
-        inFlight: 0,
-        hasMore: false,
-        lastPick: 0,
-        wakes: 0,
-        sinceMs: Number.NEGATIVE_INFINITY,
-        lookedFromStartAtMs: Number.NEGATIVE_INFINITY,
-      };
-      this.#lanes.set(key, lane);
+  #tenantOf(lane: Lane): Tenant {
+    let tenant = this.#tenants.get(lane.tenant);
+    if (!tenant) {
+      tenant = { inFlight: 0, lanes: new Map() };
+      this.#tenants.set(lane.tenant, tenant);
     }
-    return lane;
+    return tenant;
   }
 }

@@ -1,26 +1,22 @@
 import { randomBytes } from "node:crypto";
 import type { Sql } from "postgres";
 import { type EndReason, timeLimitWithin } from "../core/delivery.ts";
+import type { Uuid } from "../core/ids.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
-import {
-  cancelDeliveriesOfDeletedSubscription,
-  type Ended,
-  endDeliveries,
-  endExpiredDeliveries,
-  endHoldingDeliveries,
-  endLostDeliveries,
-} from "../store/outbox/end.ts";
-import { listLanes } from "../store/outbox/lanes.ts";
-import { promoteStranded } from "../store/outbox/promote.ts";
+import { type Ended, endDeliveries } from "../store/outbox/end.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
-import { type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
-import { Lanes } from "./lanes.ts";
+import { type Attempted, type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
+import type { LaneOutcome } from "./lane.ts";
+import { type LaneEvent, LaneKeeper } from "./lane-keeper.ts";
 import { type Recorded, type RecordedBatch, Recorder } from "./recorder.ts";
+import { Sweeper } from "./sweeper.ts";
 import type { ReadyTarget, TargetCache } from "./targets.ts";
 
 export type LoopDependencies = DeliverDependencies & {
   readonly requestTimeoutMs: number;
   readonly sql: Sql;
+  /** This worker, new with each start. */
+  readonly worker: Uuid;
   readonly targets: TargetCache;
   readonly concurrency: number;
   readonly maxInFlight: number;
@@ -33,6 +29,7 @@ export type LoopDependencies = DeliverDependencies & {
 /** What happens in the loop, for the log, the metrics and the tests. */
 export type LoopEvent =
   | ({ readonly kind: "attempted" } & Recorded)
+  | LaneEvent
   /** The outbox was looked through: how many lanes have rows. */
   | { readonly kind: "looked"; readonly lanes: number }
   | { readonly kind: "released"; readonly count: number }
@@ -64,10 +61,6 @@ const GATHER_SLOTS_MS = 4;
 /** A request that begins later than this after its claim could be based on a subscription that has changed since. */
 const STALE_CLAIM_MS = 1_000;
 const FAILURE_PAUSE_MS = 250;
-const LANES_PER_LOOK = 1_000;
-const CLEANUP_BATCH = 500;
-/** How long after its time a delivery that something holds may still be pending. */
-const LONGEST_SWEEP_PAUSE_MS = 30_000;
 /** Claims stop while this many records per slot wait for Postgres. */
 const UNWRITTEN_PER_SLOT = 4;
 
@@ -81,17 +74,17 @@ export function startDeliveryLoop(deps: LoopDependencies): DeliveryLoop {
 
 class Loop implements DeliveryLoop {
   readonly #deps: LoopDependencies;
-  readonly #lanes: Lanes;
+  readonly #keeper: LaneKeeper;
+  readonly #sweeper: Sweeper;
   readonly #recorder: Recorder;
   readonly #claiming: Promise<void>;
   readonly #looking: Promise<void>;
   #inFlight = 0;
   #quarantined = 0;
-  #draining = false;
+  readonly #draining = new AbortController();
   #healthy = false;
   #lookAgain = false;
   #lastClaimAtMs = Number.NEGATIVE_INFINITY;
-  #sweepAtMs = Number.NEGATIVE_INFINITY;
   /** Ends the wait of the claim loop, of the look loop, of the drain. */
   #nudgeClaim: () => void = () => undefined;
   #nudgeLook: () => void = () => undefined;
@@ -99,7 +92,18 @@ class Loop implements DeliveryLoop {
 
   constructor(deps: LoopDependencies) {
     this.#deps = deps;
-    this.#lanes = new Lanes(deps.maxInFlight);
+    const { sql, nowMs, orderHoldMs, onEvent } = deps;
+    this.#keeper = new LaneKeeper({ ...deps, onOpened: () => this.wake(undefined) });
+    this.#sweeper = new Sweeper({
+      sql,
+      nowMs,
+      orderHoldMs,
+      onEnded: (reason, ended) => this.#ended(reason, ended),
+      onStranded: (lanes) => {
+        if (lanes.length > 0) onEvent({ kind: "stranded", count: lanes.length });
+        this.wake(lanes);
+      },
+    });
     this.#recorder = new Recorder(
       deps.sql,
       (batch) => this.#recorded(batch),
@@ -110,11 +114,10 @@ class Loop implements DeliveryLoop {
   }
 
   wake(lanes: readonly number[] | undefined): void {
-    const now = this.#deps.nowMs();
     if (lanes === undefined) {
       this.#lookAgain = true;
       this.#nudgeLook();
-    } else for (const lane of lanes) this.#lanes.wake(lane, now);
+    } else this.#keeper.wake(lanes);
     this.#nudgeClaim();
   }
 
@@ -123,7 +126,7 @@ class Loop implements DeliveryLoop {
   }
 
   async drain(): Promise<void> {
-    this.#draining = true;
+    this.#draining.abort();
     this.#nudgeClaim();
     this.#nudgeLook();
     await Promise.all([this.#claiming, this.#looking]);
@@ -133,10 +136,20 @@ class Loop implements DeliveryLoop {
       });
     }
     await this.#recorder.flush();
+    await this.#keeper.stop();
+  }
+
+  get #lanes() {
+    return this.#keeper.lanes;
+  }
+
+  get #isDraining(): boolean {
+    return this.#draining.signal.aborted;
   }
 
   async #claimLoop(): Promise<void> {
-    while (!this.#draining) {
+    while (!this.#isDraining) {
+      await this.#keeper.prepare();
       const picks = this.#mayClaim() ? this.#lanes.pick(this.#deps.nowMs(), this.#freeSlots()) : [];
       if (picks.length === 0) {
         await this.#untilClaimMakesSense();
@@ -146,7 +159,7 @@ class Loop implements DeliveryLoop {
         this.#lastClaimAtMs = this.#deps.nowMs();
         const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
         const claimed = await claimDueDeliveries(this.#deps.sql, picks, lease);
-        this.#lanes.claimed(picks, claimed);
+        this.#lanes.claimed(picks, claimed, this.#deps.nowMs());
         await this.#begin(claimed, this.#lastClaimAtMs, () => undefined);
       } catch (error) {
         this.#deps.onEvent({ kind: "failed", step: "claim", error });
@@ -179,7 +192,7 @@ class Loop implements DeliveryLoop {
       this.#freeSlots() > 0 && !this.#mustWriteFirst()
         ? this.#lastClaimAtMs + GATHER_SLOTS_MS
         : Number.POSITIVE_INFINITY;
-    const at = Math.max(this.#lanes.nextDueAtMs(), gathered);
+    const at = Math.max(this.#lanes.nextDueAtMs(now), gathered);
     return this.#wait(Math.min(at - now, this.#deps.pollIntervalMs), (nudge) => {
       this.#nudgeClaim = nudge;
     });
@@ -202,8 +215,9 @@ class Loop implements DeliveryLoop {
       const ageMs = this.#deps.nowMs() - claimSentAtMs;
       if (sendable === undefined) expired.push(delivery);
       else if (databaseTimeMs(this.#deps, sendable) >= delivery.expiresAtMs) expired.push(delivery);
-      else if (this.#draining || target === undefined || target.revision < delivery.revision) handBack.push(delivery);
+      else if (this.#isDraining || target === undefined || target.revision < delivery.revision) handBack.push(delivery);
       else {
+        this.#lanes.setLimits({ ...target, lane: target.subscriptionKey }, this.#deps.nowMs());
         const timeoutMs = ageMs > STALE_CLAIM_MS ? undefined : timeLimitWithin(leaseMs - ageMs, requestTimeoutMs);
         if (timeoutMs === undefined) handBack.push(delivery);
         else void this.#attempt(sendable, target, timeoutMs, onEnd);
@@ -211,7 +225,7 @@ class Loop implements DeliveryLoop {
     }
     const unsent = [...handBack, ...expired];
     for (const { subscriptionKey } of unsent) {
-      this.#freeSlot(subscriptionKey);
+      this.#freeSlot(subscriptionKey, { kind: "unsent" });
       onEnd();
     }
     if (handBack.length > 0) await this.#release(handBack);
@@ -221,21 +235,23 @@ class Loop implements DeliveryLoop {
   }
 
   async #attempt(delivery: Sendable, target: ReadyTarget, timeoutMs: number, onEnd: () => void): Promise<void> {
+    let outcome: LaneOutcome = { kind: "unsent" };
     try {
-      const record = await deliver(this.#deps, delivery, target, timeoutMs);
-      this.#recorder.add(record);
+      const attempted = await deliver(this.#deps, delivery, target, timeoutMs);
+      outcome = toLaneOutcome(attempted);
+      this.#recorder.add(attempted.record);
     } catch (error) {
       // A fault of ours, and nothing to record: its lease ends, and as a lost claim it runs out in the end.
       this.#deps.onEvent({ kind: "failed", step: "deliver", error });
     } finally {
       onEnd();
-      this.#freeSlot(delivery.subscriptionKey);
+      this.#freeSlot(delivery.subscriptionKey, outcome);
     }
   }
 
-  #freeSlot(lane: number): void {
+  #freeSlot(lane: number, outcome: LaneOutcome): void {
     this.#inFlight -= 1;
-    this.#lanes.finished(lane);
+    this.#keeper.finished(lane, outcome);
     this.#nudgeClaim();
     if (this.#inFlight === 0) this.#nudgeDrain();
   }
@@ -272,7 +288,7 @@ class Loop implements DeliveryLoop {
 
   /** The fallback for every wake-up that did not arrive, and the time for what needs no hurry. */
   async #lookLoop(): Promise<void> {
-    while (!this.#draining) {
+    while (!this.#isDraining) {
       this.#lookAgain = false;
       try {
         const lanes = await this.#look();
@@ -292,55 +308,25 @@ class Loop implements DeliveryLoop {
   }
 
   async #look(): Promise<number> {
-    let lanes = 0;
-    this.#lanes.forgetIdle();
-    for (let after = 0; !this.#draining; ) {
-      const seen = await listLanes(this.#deps.sql, after, LANES_PER_LOOK);
-      const now = this.#deps.nowMs();
-      for (const { lane, dueInMs, deleted } of seen) {
-        if (deleted) await this.#cancelOrphans(lane);
-        else if (Number.isFinite(dueInMs)) this.#lanes.wake(lane, now + dueInMs);
-      }
-      lanes += seen.length;
-      if (seen.length < LANES_PER_LOOK) break;
-      after = seen.at(-1)?.lane ?? after;
-    }
-    await this.#sweep();
+    const { lanes, orphaned } = await this.#keeper.look(this.#draining.signal);
+    this.#nudgeClaim();
+    for (const lane of orphaned) await this.#sweeper.cancelOrphans(lane);
+    await this.#sweeper.sweep();
     await this.#quarantine();
     return lanes;
   }
 
-  /** What reads the outbox from end to end, once in a while. */
-  async #sweep(): Promise<void> {
-    const now = this.#deps.nowMs();
-    if (now < this.#sweepAtMs) return;
-    const stranded = await promoteStranded(this.#deps.sql, CLEANUP_BATCH);
-    if (stranded.length > 0) this.#deps.onEvent({ kind: "stranded", count: stranded.length });
-    this.wake(stranded);
-    const holding = await endHoldingDeliveries(this.#deps.sql, this.#deps.orderHoldMs, CLEANUP_BATCH);
-    this.#ended("ORDER_HOLD", holding);
-    const expired = await endExpiredDeliveries(this.#deps.sql, CLEANUP_BATCH);
-    this.#ended("EXPIRED", expired);
-    const found = Math.max(stranded.length, holding.count, expired.count);
-    // Where more are waiting, the next look goes on.
-    if (found < CLEANUP_BATCH) this.#sweepAtMs = now + Math.min(LONGEST_SWEEP_PAUSE_MS, this.#deps.orderHoldMs / 4);
-  }
-
-  async #cancelOrphans(lane: number): Promise<void> {
-    const ended = await cancelDeliveriesOfDeletedSubscription(this.#deps.sql, lane, CLEANUP_BATCH);
-    this.#ended("SUBSCRIPTION_DELETED", ended);
-  }
-
-  /** One delivery at a time of those that may be what kills workers; those that have had their chances end. */
+  /** One delivery at a time of those that may be what kills workers. */
   async #quarantine(): Promise<void> {
-    this.#ended("WORKER_LOST", await endLostDeliveries(this.#deps.sql, CLEANUP_BATCH));
-    if (this.#quarantined > 0 || this.#draining || this.#freeSlots() <= 0) return;
+    if (this.#quarantined > 0 || this.#isDraining || this.#freeSlots() <= 0) return;
     const sentAtMs = this.#deps.nowMs();
     const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
     const claimed = await claimQuarantinedDelivery(this.#deps.sql, lease);
     if (!claimed) return;
     this.#quarantined += 1;
-    this.#lanes.claimed([], [claimed]);
+    this.#keeper.wake([claimed.subscriptionKey]);
+    await this.#keeper.prepare();
+    this.#lanes.claimedAlone(claimed.subscriptionKey);
     await this.#begin([claimed], sentAtMs, () => {
       this.#quarantined -= 1;
       this.#nudgeLook();
@@ -348,7 +334,7 @@ class Loop implements DeliveryLoop {
   }
 
   #wait(ms: number, expose: (nudge: () => void) => void): Promise<void> {
-    if (this.#draining) return Promise.resolve();
+    if (this.#isDraining) return Promise.resolve();
     return new Promise((resolve) => {
       const timer = setTimeout(resolve, Math.max(0, Math.ceil(ms)));
       expose(() => {
@@ -366,4 +352,9 @@ function newLeaseToken(): bigint {
 
 function toSendable(delivery: ClaimedDelivery, claimSentAtMs: number): Sendable | undefined {
   return delivery.event === null ? undefined : { ...delivery, event: delivery.event, claimSentAtMs };
+}
+
+function toLaneOutcome({ record: { eventKey, outcome }, holdMs }: Attempted): LaneOutcome {
+  if (outcome.kind === "delivered") return { kind: "succeeded" };
+  return { kind: "failed", eventKey, detail: outcome.detail, holdMs, isGone: outcome.httpStatus === 410 };
 }

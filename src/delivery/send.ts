@@ -33,7 +33,13 @@ export type OutgoingRequest = {
   readonly maxResponseBytes: number;
 };
 
-export type Sent = { readonly outcome: Outcome; readonly phases: PhaseDurations; readonly durationMs: number };
+export type Sent = {
+  readonly outcome: Outcome;
+  readonly phases: PhaseDurations;
+  readonly durationMs: number;
+  /** The header `retry-after`, as it came. */
+  readonly retryAfter: string | undefined;
+};
 
 /** The first bytes of a failed response that are kept. */
 const EXCERPT_BYTES = 1024;
@@ -60,6 +66,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   #deadline: NodeJS.Timeout | undefined;
   #connection: Connection | undefined;
   #httpStatus = 0;
+  #retryAfter: string | undefined;
   #received = 0;
   #excerpt: Buffer[] = [];
   #excerptBytes = 0;
@@ -109,9 +116,14 @@ class Exchange implements Dispatcher.DispatchHandler {
     controller.abort(new Error("the receiver wants another protocol"));
   }
 
-  onResponseStart(_controller: Dispatcher.DispatchController, httpStatus: number): void {
+  onResponseStart(
+    _controller: Dispatcher.DispatchController,
+    httpStatus: number,
+    { "retry-after": retryAfter }: Readonly<Record<string, string | string[] | undefined>>,
+  ): void {
     if (httpStatus < 200) return;
     this.#httpStatus = httpStatus;
+    this.#retryAfter = Array.isArray(retryAfter) ? retryAfter[0] : retryAfter;
     this.#enter("body");
   }
 
@@ -163,7 +175,8 @@ class Exchange implements Dispatcher.DispatchHandler {
     clearTimeout(this.#deadline);
     const now = this.#deps.nowMs();
     this.#phases[this.#phase] = now - this.#phaseBeganAtMs;
-    this.#settle({ outcome, phases: this.#phases, durationMs: now - this.#startedAtMs });
+    const durationMs = now - this.#startedAtMs;
+    this.#settle({ outcome, phases: this.#phases, durationMs, retryAfter: this.#retryAfter });
   }
 }
 

@@ -89,6 +89,10 @@ export const webhookSubscriptions = nuncio.table(
     headersKeyId: text("headers_key_id"),
     headersCiphertext: bytea("headers_ciphertext"),
     createdAt: time("created_at").notNull().defaultNow(),
+    /** Requests at once; null: the operator's `MAX_IN_FLIGHT`, which caps it in any case. */
+    maxInFlight: integer("max_in_flight"),
+    /** Requests per second, over all workers; null: no limit. */
+    requestsPerSecond: integer("requests_per_second"),
     updatedAt: time("updated_at").notNull().defaultNow(),
     deletedAt: time("deleted_at"),
   },
@@ -235,6 +239,12 @@ export const deadLetters = nuncio.table(
     index("dead_letters_ended").on(table.endedAt),
   ],
 );
+
+/** The workers that live, by their heartbeats: who owns which lane follows from it. Of no tenant. */
+export const workers = nuncio.table("workers", {
+  workerUuid: uuid("worker_uuid").$type<Uuid>().primaryKey(),
+  heartbeatAt: time("heartbeat_at").notNull(),
+});
 
 /**
  * What an operator should know of: one row per subscription, type, reason and hour, with a count. A dead letter counts here

@@ -14,6 +14,9 @@ export type Target = {
   readonly subscriptionUuid: Uuid;
   readonly url: string;
   readonly contentType: ContentType;
+  /** Requests at once; undefined: the operator's bound. */
+  readonly maxInFlight: number | undefined;
+  readonly requestsPerSecond: number | undefined;
   readonly headers: Readonly<Record<string, string>>;
   /** All that sign now: the current secret, and while a rotation lasts the one before. */
   readonly signingSecrets: readonly Secret[];
@@ -26,6 +29,7 @@ export type Target = {
 export async function loadTargets(sql: Sql, box: SecretBox, subscriptionKeys: readonly number[]): Promise<Target[]> {
   const rows = await sql<TargetRow[]>`
     SELECT s.subscription_key, s.revision, s.tenant_key, t.tenant_id, s.subscription_uuid, s.url, s.content_type,
+      s.max_in_flight, s.requests_per_second,
       s.headers_key_id, s.headers_ciphertext,
       array_agg(k.key_id ORDER BY k.secret_key DESC) AS key_ids,
       array_agg(encode(k.ciphertext, 'base64') ORDER BY k.secret_key DESC) AS ciphertexts
@@ -46,6 +50,8 @@ type TargetRow = {
   subscription_uuid: Uuid;
   url: string;
   content_type: number;
+  max_in_flight: number | null;
+  requests_per_second: number | null;
   headers_key_id: string | null;
   headers_ciphertext: Buffer | null;
   key_ids: string[];
@@ -66,6 +72,8 @@ function toTarget(box: SecretBox, row: TargetRow): Target {
     subscriptionUuid: row.subscription_uuid,
     url: row.url,
     contentType: fromCode(CONTENT_TYPES, row.content_type),
+    maxInFlight: row.max_in_flight ?? undefined,
+    requestsPerSecond: row.requests_per_second ?? undefined,
     headers: headers ? (JSON.parse(headers.reveal()) as Record<string, string>) : {},
     signingSecrets: row.ciphertexts.map((ciphertext, i) =>
       box.unseal(

@@ -2,8 +2,10 @@ import { type CloudEvent, HTTP } from "cloudevents";
 import { Webhook } from "standardwebhooks";
 import Stripe from "stripe";
 import { Webhook as SvixWebhook } from "svix";
+import { v7 as uuidV7 } from "uuid";
 import { describe, expect, it } from "vitest";
-import { formatDeliveryId } from "../../src/core/ids.ts";
+import { formatDeliveryId, type Uuid } from "../../src/core/ids.ts";
+import { ownerOf } from "../../src/core/ownership.ts";
 import { cacheTargets, type TargetCache } from "../../src/delivery/targets.ts";
 import { getDelivery, listDeliveries } from "../../src/store/deliveries.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
@@ -225,11 +227,13 @@ describe("the loop", () => {
     });
     const { lane } = await addSubscription(db, tenant, { url: receiver.url });
     await publish(tenant);
-    const zombie = startLoop(db);
+    // It looks at nothing any more once it sends, and the lane falls to whoever comes.
+    const [standing, coming] = workersOf(lane);
+    const zombie = startLoop(db, { worker: standing, pollIntervalMs: 600_000 });
     await receiver.until(() => receiver.received.length === 1);
     // What happens to a process that stands still for longer than its lease.
     await db.admin`UPDATE nuncio.outbox SET next_at = now(), lease_expires_at = now() WHERE subscription_key = ${lane}`;
-    const successor = startLoop(db);
+    const successor = startLoop(db, { worker: coming });
     await successor.until((events) => attemptsIn(events).length === 1);
     finish();
     await zombie.until((events) => attemptsIn(events).length === 1);
@@ -343,5 +347,12 @@ describe("the loop", () => {
     expect(before.received).toHaveLength(1);
   });
 });
+
+/** Two workers of which the second owns the lane when both live. */
+function workersOf(lane: number): [Uuid, Uuid] {
+  const workers = Array.from({ length: 64 }, () => uuidV7() as Uuid);
+  const owner = ownerOf(lane, workers) as Uuid;
+  return [workers.find((worker) => worker !== owner) as Uuid, owner];
+}
 
 const deleteRows = (lane: number) => db.admin`DELETE FROM nuncio.outbox WHERE subscription_key = ${lane}`;

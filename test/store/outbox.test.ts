@@ -259,8 +259,8 @@ describe("lanes", () => {
     await pauseSubscription(db.server.orm, tenant, paused.uuid);
     await deleteSubscription(db.server.orm, tenant, gone.uuid);
     const seen = (await listLanes(db.worker.hot, due.lane - 1, 100)).filter(({ lane }) => lane <= gone.lane);
-    expect(seen).toEqual([
-      { lane: due.lane, dueInMs: expect.any(Number), deleted: false },
+    expect(seen).toMatchObject([
+      { lane: due.lane, enabled: true, dueInMs: expect.any(Number), deleted: false },
       { lane: paused.lane, dueInMs: Number.POSITIVE_INFINITY, deleted: false },
       { lane: gone.lane, dueInMs: expect.any(Number), deleted: true },
     ]);

@@ -1,4 +1,6 @@
+import { v7 as uuidV7 } from "uuid";
 import { createAnswerJudge } from "../../src/core/address-policy.ts";
+import type { Uuid } from "../../src/core/ids.ts";
 import { keepConnections } from "../../src/delivery/connections.ts";
 import { listenForDue } from "../../src/delivery/listen.ts";
 import {
@@ -28,6 +30,7 @@ export function startLoop(db: TestDatabase, changes: Partial<LoopDependencies> =
   const connections = keepConnections(nowMs, 2_000);
   const loop = startDeliveryLoop({
     sql: db.worker.hot,
+    worker: uuidV7() as Uuid,
     targets: cacheTargets(db.worker.hot, db.box),
     resolve: shareAnswers(createResolver(1_000), nowMs),
     connections,

@@ -1,32 +1,136 @@
-import type { Sql } from "postgres";
+import type { PendingQuery, Row, Sql } from "postgres";
 
-/** A lane that has rows: when its first one comes due, and whether its subscription still exists. */
-export type LaneSighting = { readonly lane: number; readonly dueInMs: number; readonly deleted: boolean };
+/** A lane as the outbox and its state show it. Times are distances from now, in milliseconds. */
+export type LaneSighting = {
+  readonly lane: number;
+  readonly tenant: number;
+  /** That of the subscription; grows with every change of it. */
+  readonly revision: number;
+  readonly deleted: boolean;
+  /** Neither paused nor disabled. */
+  readonly enabled: boolean;
+  /** When its first row comes due; infinite for no row, and while the subscription is not enabled. */
+  readonly dueInMs: number;
+  /** Requests at once; undefined: the operator's bound. */
+  readonly maxInFlight: number | undefined;
+  readonly requestsPerSecond: number | undefined;
+  readonly heldForMs: number | undefined;
+  readonly breakerForMs: number | undefined;
+  readonly breakerTrips: number;
+  readonly consecutiveFailures: number;
+  readonly failingForMs: number | undefined;
+  readonly succeededAgoMs: number | undefined;
+  readonly recoveringForMs: number | undefined;
+};
 
 /**
- * Lanes with unfinished deliveries, in the order of their keys, beginning after `after`; those whose subscription holds
- * its deliveries back are left out. One index descent per lane, whatever is pending in it (a loose index scan, which
- * Postgres does not plan by itself).
+ * Lanes with unfinished deliveries, in the order of their keys, beginning after `after`. One index descent per lane,
+ * whatever is pending in it (a loose index scan, which Postgres does not plan by itself).
  */
-export async function listLanes(sql: Sql, after: number, limit: number): Promise<LaneSighting[]> {
-  const rows = await sql<{ lane: number; due_in_ms: number; deleted: boolean; held: boolean }[]>`
-    WITH RECURSIVE lane AS (
-      (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
-       WHERE q.subscription_key > ${after}::integer ORDER BY q.subscription_key, q.next_at LIMIT 1)
-      UNION ALL
-      SELECT n.subscription_key, n.next_at FROM lane l CROSS JOIN LATERAL (
-        SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
-        WHERE q.subscription_key > l.subscription_key ORDER BY q.subscription_key, q.next_at LIMIT 1
-      ) AS n
-    ), page AS (SELECT * FROM lane LIMIT ${limit}::integer)
-    SELECT p.subscription_key AS lane, s.deleted_at IS NOT NULL AS deleted, s.state <> 1 AS held,
+export function listLanes(sql: Sql, after: number, limit: number): Promise<LaneSighting[]> {
+  return sight(
+    sql,
+    sql`
+      WITH RECURSIVE lane AS (
+        (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
+         WHERE q.subscription_key > ${after}::integer ORDER BY q.subscription_key, q.next_at LIMIT 1)
+        UNION ALL
+        SELECT n.subscription_key, n.next_at FROM lane l CROSS JOIN LATERAL (
+          SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
+          WHERE q.subscription_key > l.subscription_key ORDER BY q.subscription_key, q.next_at LIMIT 1
+        ) AS n
+      )
+      SELECT * FROM lane LIMIT ${limit}::integer`,
+  );
+}
+
+/** These lanes, also those without rows; a lane that never was is left out. */
+export function getLanes(sql: Sql, lanes: readonly number[]): Promise<LaneSighting[]> {
+  return sight(
+    sql,
+    sql`
+      SELECT k.lane AS subscription_key, first.next_at
+      FROM unnest(${lanes as number[]}::integer[]) AS k (lane)
+      LEFT JOIN LATERAL (
+        SELECT q.next_at FROM nuncio.outbox q WHERE q.subscription_key = k.lane ORDER BY q.next_at LIMIT 1
+      ) AS first ON true`,
+  );
+}
+
+type SightingRow = {
+  lane: number;
+  tenant: number;
+  revision: number;
+  deleted: boolean;
+  enabled: boolean;
+  due_ms: number | null;
+  max_in_flight: number | null;
+  requests_per_second: number | null;
+  held_ms: number | null;
+  breaker_ms: number | null;
+  breaker_trips: number;
+  consecutive_failures: number;
+  failing_ms: number | null;
+  succeeded_ms: number | null;
+  recovering_ms: number | null;
+};
+
+async function sight(sql: Sql, lanes: PendingQuery<Row[]>): Promise<LaneSighting[]> {
+  const msUntil = (time: string) => sql.unsafe(`(date_part('epoch', ${time} - now()) * 1000)`);
+  const rows = await sql<SightingRow[]>`
+    SELECT s.subscription_key AS lane, s.tenant_key AS tenant, s.revision, s.deleted_at IS NOT NULL AS deleted,
+      s.state = 1 AS enabled,
       -- An infinite time has no distance: a lane whose rows all wait for others is due "never".
-      CASE WHEN isfinite(p.next_at) THEN extract(epoch FROM p.next_at - now()) * 1000 ELSE 1e15 END::float8 AS due_in_ms
-    FROM page p JOIN nuncio.webhook_subscriptions s ON s.subscription_key = p.subscription_key
-    ORDER BY p.subscription_key`;
+      CASE WHEN isfinite(k.next_at) AND (s.state = 1 OR s.deleted_at IS NOT NULL) THEN ${msUntil("k.next_at")} END AS due_ms,
+      s.max_in_flight, s.requests_per_second,
+      ${msUntil("l.held_until")} AS held_ms, ${msUntil("l.breaker_until")} AS breaker_ms,
+      coalesce(l.breaker_trips, 0) AS breaker_trips, coalesce(l.consecutive_failures, 0) AS consecutive_failures,
+      -${msUntil("l.failing_since")} AS failing_ms, -${msUntil("l.last_success_at")} AS succeeded_ms,
+      -${msUntil("l.recovering_since")} AS recovering_ms
+    FROM (${lanes}) AS k
+    JOIN nuncio.webhook_subscriptions s ON s.subscription_key = k.subscription_key
+    LEFT JOIN nuncio.lane_states l ON l.subscription_key = k.subscription_key
+    ORDER BY s.subscription_key`;
   return rows.map((row) => ({
     lane: row.lane,
-    dueInMs: row.held && !row.deleted ? Number.POSITIVE_INFINITY : row.due_in_ms,
+    tenant: row.tenant,
+    revision: row.revision,
     deleted: row.deleted,
+    enabled: row.enabled,
+    dueInMs: row.due_ms ?? Number.POSITIVE_INFINITY,
+    maxInFlight: row.max_in_flight ?? undefined,
+    requestsPerSecond: row.requests_per_second ?? undefined,
+    heldForMs: row.held_ms !== null && row.held_ms > 0 ? row.held_ms : undefined,
+    breakerForMs: row.breaker_ms ?? undefined,
+    breakerTrips: row.breaker_trips,
+    consecutiveFailures: row.consecutive_failures,
+    failingForMs: row.failing_ms ?? undefined,
+    succeededAgoMs: row.succeeded_ms ?? undefined,
+    recoveringForMs: row.recovering_ms ?? undefined,
   }));
+}
+
+/** How many rows of the lane are due now, counted up to `limit`. Served by `outbox_due`. */
+export async function countDue(sql: Sql, lane: number, limit: number): Promise<number> {
+  const [row] = await sql<{ due: number }[]>`
+    SELECT count(*)::integer AS due FROM (
+      SELECT FROM nuncio.outbox q WHERE q.subscription_key = ${lane}::integer AND q.next_at <= now()
+      LIMIT ${limit}::integer
+    ) AS some`;
+  return row?.due ?? 0;
+}
+
+/** The live leases of these lanes, which some worker holds, and how long the last of them lasts. */
+export type LiveLeases = { readonly lane: number; readonly count: number; readonly lastForMs: number };
+
+/** Served by `outbox_due`: a leased row stands at the end of its lease. */
+export async function countLeases(sql: Sql, lanes: readonly number[], longestLeaseMs: number): Promise<LiveLeases[]> {
+  const rows = await sql<{ lane: number; count: number; last_ms: number }[]>`
+    SELECT k.lane, count(*)::integer AS count, max(date_part('epoch', q.lease_expires_at - now()) * 1000) AS last_ms
+    FROM unnest(${lanes as number[]}::integer[]) AS k (lane)
+    JOIN nuncio.outbox q ON q.subscription_key = k.lane AND q.next_at > now()
+      AND q.next_at <= now() + ${longestLeaseMs}::integer * interval '1 millisecond'
+    WHERE q.lease_token IS NOT NULL AND q.lease_expires_at > now()
+    GROUP BY k.lane`;
+  return rows.map((row) => ({ lane: row.lane, count: row.count, lastForMs: row.last_ms }));
 }

@@ -1,0 +1,203 @@
+import type { Sql } from "postgres";
+import type { Uuid } from "../core/ids.ts";
+import type { DisableReason } from "../core/operational-event.ts";
+import { disableSubscription, GONE_UNLESS_SUCCESS_MS, type LaneReport, reportLanes } from "../store/lane-states.ts";
+import { countDue, countLeases, getLanes, type LaneSighting, listLanes } from "../store/outbox/lanes.ts";
+import { beat, HEARTBEAT_LIFE_MS, HEARTBEAT_MS, leave } from "../store/workers.ts";
+import type { LaneOutcome } from "./lane.ts";
+import { Lanes } from "./lanes.ts";
+import { pause } from "./pause.ts";
+
+export type LaneKeeperOptions = {
+  readonly sql: Sql;
+  readonly nowMs: () => number;
+  readonly random: () => number;
+  /** The retry schedule, in milliseconds. */
+  readonly schedule: readonly number[];
+  readonly worker: Uuid;
+  readonly concurrency: number;
+  readonly maxInFlight: number;
+  readonly leaseMs: number;
+  readonly onEvent: (event: LaneEvent) => void;
+  /** More may be claimed than a moment ago. */
+  readonly onOpened: () => void;
+};
+
+export type LaneEvent =
+  | { readonly kind: "lane_failing" | "lane_recovered"; readonly lane: number }
+  | { readonly kind: "lane_disabled"; readonly lane: number; readonly reason: DisableReason }
+  | { readonly kind: "workers"; readonly count: number }
+  | { readonly kind: "failed"; readonly step: "heartbeat" | "lanes" | "report" | "disable"; readonly error: unknown };
+
+const PAGE = 1_000;
+/** A backlog longer than this is spread over the minute as if it were this long. */
+const MOST_COUNTED = 1_000_000;
+const FAILURE_PAUSE_MS = 250;
+
+/**
+ * Keeps what the worker knows of the lanes in step with the database: which workers live, what others wrote down about a
+ * lane, what has to be counted before anything begins; and writes down what it learns itself.
+ */
+export class LaneKeeper {
+  readonly lanes: Lanes;
+  readonly #options: LaneKeeperOptions;
+  readonly #stopping = new AbortController();
+  readonly #beating: Promise<void>;
+  #mustPrepare = true;
+  #preparing: Promise<void> | undefined;
+  #reporting: Promise<void> | undefined;
+  #beatenAtMs = Number.NEGATIVE_INFINITY;
+
+  constructor(options: LaneKeeperOptions) {
+    this.#options = options;
+    const { worker, concurrency, maxInFlight, leaseMs } = options;
+    this.lanes = new Lanes({ worker, slots: concurrency, maxInFlight, leaseMs });
+    this.#beating = this.#beatLoop();
+  }
+
+  wake(keys: readonly number[]): void {
+    const now = this.#options.nowMs();
+    for (const key of keys) this.lanes.wake(key, now);
+    this.#mustPrepare = true;
+  }
+
+  /** Finds out what has to be known before lanes are picked; at once if nothing is missing. */
+  prepare(): Promise<void> | undefined {
+    if (!this.#mustPrepare && !this.#preparing) return undefined;
+    this.#preparing ??= this.#prepare().finally(() => {
+      this.#preparing = undefined;
+    });
+    return this.#preparing;
+  }
+
+  async #prepare(): Promise<void> {
+    const { sql, nowMs, leaseMs } = this.#options;
+    this.#mustPrepare = false;
+    const strangers = this.lanes.takeStrangers();
+    try {
+      for (let i = 0; i < strangers.length; i += PAGE) {
+        const seen = await getLanes(sql, strangers.slice(i, i + PAGE));
+        for (const sighting of seen) if (!sighting.deleted) this.lanes.sight(sighting, nowMs());
+      }
+      const uncounted = this.lanes.uncounted();
+      for (let i = 0; i < uncounted.length; i += PAGE) {
+        const keys = uncounted.slice(i, i + PAGE);
+        this.lanes.counted(keys, await countLeases(sql, keys, leaseMs), nowMs());
+      }
+      for (const key of this.lanes.unpaced()) this.lanes.pace(key, await countDue(sql, key, MOST_COUNTED), nowMs());
+    } catch (error) {
+      // The next look at the outbox brings them back.
+      this.#options.onEvent({ kind: "failed", step: "lanes", error });
+    }
+  }
+
+  /** Looks through all lanes with rows; returns how many there are, and which belong to a deleted subscription. */
+  async look(signal: AbortSignal): Promise<{ lanes: number; orphaned: number[] }> {
+    const { sql, nowMs } = this.#options;
+    this.lanes.forgetIdle(nowMs());
+    const orphaned: number[] = [];
+    let lanes = 0;
+    let seen: LaneSighting[];
+    let after = 0;
+    do {
+      seen = await listLanes(sql, after, PAGE);
+      for (const sighting of seen) {
+        if (sighting.deleted) orphaned.push(sighting.lane);
+        else this.lanes.sight(sighting, nowMs());
+      }
+      lanes += seen.length;
+      after = seen.at(-1)?.lane ?? after;
+    } while (seen.length === PAGE && !signal.aborted);
+    this.#mustPrepare = true;
+    void this.report();
+    return { lanes, orphaned };
+  }
+
+  /** One request of the lane is over. */
+  finished(lane: number, outcome: LaneOutcome): void {
+    const { nowMs, random, schedule } = this.#options;
+    const isUrgent = this.lanes.finished(lane, outcome, { nowMs: nowMs(), random: random(), schedule });
+    if (isUrgent) {
+      this.#mustPrepare = true;
+      void this.report();
+    }
+    const isGone = outcome.kind === "failed" && outcome.isGone;
+    if (isGone && !this.lanes.hasSucceededWithin(lane, GONE_UNLESS_SUCCESS_MS, nowMs())) {
+      void this.#disable(lane, "gone");
+    }
+  }
+
+  /** Writes down what was learned, one statement at a time. */
+  report(): Promise<void> {
+    this.#reporting ??= this.#report().finally(() => {
+      this.#reporting = undefined;
+    });
+    return this.#reporting;
+  }
+
+  async #report(): Promise<void> {
+    // Whatever else this turn of the event loop brings goes along.
+    await new Promise((resolve) => setImmediate(resolve));
+    const { sql, nowMs, onEvent } = this.#options;
+    const reports = this.lanes.takeReports(nowMs());
+    if (reports.length === 0) return;
+    try {
+      const failing = await reportLanes(sql, reports);
+      for (const report of reports) this.#announce(report);
+      for (const lane of failing) await this.#disable(lane, "failing");
+    } catch (error) {
+      this.lanes.putBack(reports);
+      onEvent({ kind: "failed", step: "report", error });
+    }
+  }
+
+  #announce({ lane, event }: LaneReport): void {
+    if (event === "subscription.failing") this.#options.onEvent({ kind: "lane_failing", lane });
+    if (event === "subscription.recovered") this.#options.onEvent({ kind: "lane_recovered", lane });
+  }
+
+  async #disable(lane: number, reason: DisableReason): Promise<void> {
+    const { sql, onEvent } = this.#options;
+    try {
+      if (await disableSubscription(sql, lane, reason)) onEvent({ kind: "lane_disabled", lane, reason });
+    } catch (error) {
+      onEvent({ kind: "failed", step: "disable", error });
+    }
+  }
+
+  async #beatLoop(): Promise<void> {
+    const { sql, nowMs, worker, onEvent, onOpened } = this.#options;
+    while (!this.#stopping.signal.aborted) {
+      let pauseMs = HEARTBEAT_MS;
+      try {
+        const workers = await beat(sql, worker);
+        this.#beatenAtMs = nowMs();
+        if (this.lanes.setWorkers(workers, nowMs())) {
+          onEvent({ kind: "workers", count: workers.length });
+          this.#mustPrepare = true;
+          onOpened();
+        }
+      } catch (error) {
+        onEvent({ kind: "failed", step: "heartbeat", error });
+        // The others take our lanes over by now.
+        if (nowMs() - this.#beatenAtMs > HEARTBEAT_LIFE_MS) this.lanes.setWorkers([], nowMs());
+        pauseMs = FAILURE_PAUSE_MS;
+      }
+      await pause(pauseMs, this.#stopping.signal);
+    }
+  }
+
+  /** Leaves the lanes to the others, and writes down the last of what was learned. */
+  async stop(): Promise<void> {
+    this.#stopping.abort();
+    await this.#beating;
+    await this.#reporting;
+    await this.report();
+    try {
+      await leave(this.#options.sql, this.#options.worker);
+    } catch (error) {
+      // Its heartbeat grows old by itself.
+      this.#options.onEvent({ kind: "failed", step: "heartbeat", error });
+    }
+  }
+}

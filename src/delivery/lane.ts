@@ -1,0 +1,290 @@
+import { afterFailure, afterSuccess, type Breaker, CLOSED, FAILURES_TO_OPEN } from "../core/breaker.ts";
+import { emptyBucket, nextTokenAtMs, refill, type TokenBucket, take } from "../core/token-bucket.ts";
+import type { LaneReport } from "../store/lane-states.ts";
+import type { LaneSighting } from "../store/outbox/lanes.ts";
+
+/** What one request of a lane came to, as far as the lane is concerned. */
+export type LaneOutcome =
+  | { readonly kind: "succeeded" }
+  | {
+      readonly kind: "failed";
+      readonly eventKey: string;
+      readonly detail: string;
+      /** For how long the receiver asked for silence. */
+      readonly holdMs: number | undefined;
+      /** It answered 410. */
+      readonly isGone: boolean;
+    }
+  /** Nothing was sent. */
+  | { readonly kind: "unsent" };
+
+/** When a request ended, and what a breaker needs beside: see `afterFailure`. */
+export type Moment = { readonly nowMs: number; readonly random: number; readonly schedule: readonly number[] };
+
+/** What waited while nothing was sent comes due spread over so long … */
+const RECOVERY_MS = 60_000;
+/** … but never slower than this many a second: a handful need not wait for a minute. */
+const LEAST_RECOVERY_RATE = 2;
+/** A success within this time proves a receiver. */
+const PROVEN_MS = 3_600_000;
+/** Rows commit out of order: one whose due time lies this little behind what was claimed can still turn up. */
+const LATE_COMMIT_MS = 60_000;
+/** And this often a lane is looked at from the very beginning, for what turned up later still. */
+const FULL_LOOK_EVERY_MS = 5_000;
+
+type Recovery = { readonly untilMs: number; readonly pace: TokenBucket | undefined };
+
+/**
+ * What this worker knows of one lane: what may be due, what is on its way, and all that says whether more may begin.
+ * Knowledge, not truth: the outbox decides what is claimed. Times are those of the worker's monotonic clock.
+ */
+export class Lane {
+  readonly key: number;
+  readonly tenant: number;
+  isOwned = false;
+  /** Neither paused nor disabled, when it was last looked at. */
+  isEnabled = true;
+  dueAtMs = Number.POSITIVE_INFINITY;
+  /** Counts the wakes, so that one that comes while a claim is on its way is not forgotten when that finds nothing. */
+  wakes = 0;
+  inFlight = 0;
+  /** Whether the last claim brought all that it might. */
+  hasMore = false;
+  /** Requests that the owner before may still have on their way; undefined: to be counted before anything begins. */
+  #foreign: { readonly count: number; readonly untilMs: number } | undefined = { count: 0, untilMs: 0 };
+  #revision = 0;
+  #maxInFlight: number;
+  #limit: TokenBucket | undefined;
+  #recovery: Recovery | undefined;
+  #breaker: Breaker = CLOSED;
+  #heldUntilMs = Number.NEGATIVE_INFINITY;
+  #succeededAtMs = Number.NEGATIVE_INFINITY;
+  #failedAtMs = Number.NEGATIVE_INFINITY;
+  #failingSinceMs: number | undefined;
+  #lastFailure: string | undefined;
+  #usedAtMs = Number.NEGATIVE_INFINITY;
+  #sinceMs = Number.NEGATIVE_INFINITY;
+  #lookedFromStartAtMs = Number.NEGATIVE_INFINITY;
+  /** What the others have to be told. */
+  #unreported: { event: LaneReport["event"] } | undefined;
+
+  constructor(sighting: LaneSighting, { nowMs, maxInFlight }: { nowMs: number; maxInFlight: number }) {
+    this.key = sighting.lane;
+    this.tenant = sighting.tenant;
+    this.#maxInFlight = maxInFlight;
+    this.adopt(sighting, { nowMs, maxInFlight });
+  }
+
+  /**
+   * Takes over what others wrote down: all of it if the subscription has changed, or while the lane is not ours. What we
+   * see ourselves of a lane that we own is newer.
+   */
+  adopt(sighting: LaneSighting, { nowMs, maxInFlight }: { nowMs: number; maxInFlight: number }): void {
+    this.#usedAtMs = nowMs;
+    const isChanged = sighting.revision > this.#revision;
+    this.setLimits(sighting, { nowMs, maxInFlight });
+    if (this.isOwned && !isChanged) return;
+    const at = (inMs: number | undefined) => (inMs === undefined ? Number.NEGATIVE_INFINITY : nowMs + inMs);
+    const { breakerForMs, recoveringForMs, failingForMs, succeededAgoMs } = sighting;
+    this.#revision = sighting.revision;
+    this.isEnabled = sighting.enabled;
+    this.#breaker = {
+      ...CLOSED,
+      consecutiveFailures: sighting.consecutiveFailures,
+      trips: sighting.breakerTrips,
+      openUntilMs: breakerForMs === undefined ? undefined : nowMs + breakerForMs,
+    };
+    this.#heldUntilMs = at(sighting.heldForMs);
+    this.#succeededAtMs = succeededAgoMs === undefined ? Number.NEGATIVE_INFINITY : nowMs - succeededAgoMs;
+    this.#failingSinceMs = failingForMs === undefined ? undefined : nowMs - failingForMs;
+    if (recoveringForMs !== undefined && recoveringForMs < RECOVERY_MS) this.#recover(nowMs - recoveringForMs);
+  }
+
+  /** The limits of the subscription at this revision or a later one than is known. */
+  setLimits(
+    limits: Pick<LaneSighting, "revision" | "maxInFlight" | "requestsPerSecond">,
+    { nowMs, maxInFlight }: { nowMs: number; maxInFlight: number },
+  ): void {
+    if (limits.revision < this.#revision) return;
+    this.#maxInFlight = Math.min(limits.maxInFlight ?? maxInFlight, maxInFlight);
+    if (limits.requestsPerSecond !== this.#limit?.perSecond) {
+      this.#limit = limits.requestsPerSecond === undefined ? undefined : emptyBucket(limits.requestsPerSecond, nowMs);
+    }
+  }
+
+  wake(dueAtMs: number): void {
+    this.dueAtMs = Math.min(this.dueAtMs, dueAtMs);
+    this.wakes += 1;
+  }
+
+  /** A new owner does not know what the one before has on its way, and begins with an empty bucket. */
+  own(isOwned: boolean, { nowMs, mustCount }: { nowMs: number; mustCount: boolean }): void {
+    if (isOwned && !this.isOwned) {
+      if (mustCount) this.#foreign = undefined;
+      this.#limit &&= emptyBucket(this.#limit.perSecond, nowMs);
+    }
+    this.isOwned = isOwned;
+  }
+
+  get isUncounted(): boolean {
+    return this.isOwned && this.#foreign === undefined;
+  }
+
+  counted(count: number, untilMs: number): void {
+    this.#foreign = { count, untilMs };
+  }
+
+  get isUnpaced(): boolean {
+    return this.isOwned && this.#recovery !== undefined && this.#recovery.pace === undefined;
+  }
+
+  /** So many wait: they begin evenly over what is left of the recovery. */
+  pace(waiting: number, nowMs: number): void {
+    if (this.#recovery === undefined) return;
+    const seconds = Math.max(1, (this.#recovery.untilMs - nowMs) / 1000);
+    const pace = emptyBucket(Math.max(LEAST_RECOVERY_RATE, waiting / seconds), nowMs);
+    this.#recovery = { ...this.#recovery, pace };
+  }
+
+  /** How many may begin now, by everything that limits this lane. */
+  room(nowMs: number): number {
+    if (!this.isOwned || !this.isEnabled || this.#foreign === undefined) return 0;
+    if (this.dueAtMs > nowMs || this.#heldUntilMs > nowMs) return 0;
+    const underWay = this.#underWay(nowMs);
+    const { openUntilMs } = this.#breaker;
+    if (openUntilMs !== undefined) return nowMs >= openUntilMs && underWay === 0 ? 1 : 0;
+    let room = this.#maxInFlight - underWay;
+    if (this.#limit) room = Math.min(room, Math.floor(refill(this.#limit, nowMs).tokens));
+    if (this.#isRecovering(nowMs)) {
+      const pace = this.#recovery?.pace;
+      room = Math.min(room, pace ? Math.floor(refill(pace, nowMs).tokens) : 0);
+    }
+    return Math.max(0, room);
+  }
+
+  /** When something may begin, as far as can be told; infinite if another event has to come first. */
+  opensAtMs(nowMs: number): number {
+    const underWay = this.#underWay(nowMs);
+    const { openUntilMs } = this.#breaker;
+    const isFull = openUntilMs === undefined ? underWay >= this.#maxInFlight : underWay > 0;
+    if (!this.isOwned || !this.isEnabled || this.#foreign === undefined || this.isUnpaced) return Number.POSITIVE_INFINITY;
+    if (isFull) return this.#foreign.untilMs > nowMs ? this.#foreign.untilMs : Number.POSITIVE_INFINITY;
+    const tokens = [this.#limit, this.#isRecovering(nowMs) ? this.#recovery?.pace : undefined];
+    const tokenAtMs = tokens.map((bucket) => (bucket ? nextTokenAtMs(bucket) : Number.NEGATIVE_INFINITY));
+    return Math.max(this.dueAtMs, this.#heldUntilMs, openUntilMs ?? Number.NEGATIVE_INFINITY, ...tokenAtMs);
+  }
+
+  isProven(nowMs: number): boolean {
+    return nowMs - this.#succeededAtMs < PROVEN_MS && this.#breaker.consecutiveFailures < FAILURES_TO_OPEN;
+  }
+
+  /** So many are being claimed: returns the due time from which on to look for them. */
+  reserve(count: number, nowMs: number): number {
+    this.#usedAtMs = nowMs;
+    this.#takeTokens(count, nowMs);
+    if (nowMs - this.#lookedFromStartAtMs < FULL_LOOK_EVERY_MS) return this.#sinceMs;
+    this.#lookedFromStartAtMs = nowMs;
+    return Number.NEGATIVE_INFINITY;
+  }
+
+  /** So many of the reserved were there, the last of them due at that time of the database. */
+  claimed(
+    reserved: number,
+    found: { readonly count: number; readonly dueAtMs: number },
+    { nowMs, wakes }: { nowMs: number; wakes: number },
+  ): void {
+    this.inFlight += found.count;
+    this.#takeTokens(found.count - reserved, nowMs);
+    this.hasMore = found.count >= reserved;
+    if (found.count > 0) this.#sinceMs = found.dueAtMs - LATE_COMMIT_MS;
+    if (!this.hasMore && this.wakes === wakes) this.dueAtMs = Number.POSITIVE_INFINITY;
+  }
+
+  #takeTokens(count: number, nowMs: number): void {
+    if (this.#limit) this.#limit = take(refill(this.#limit, nowMs), count);
+    if (this.#recovery?.pace && this.#isRecovering(nowMs)) {
+      this.#recovery = { ...this.#recovery, pace: take(refill(this.#recovery.pace, nowMs), count) };
+    }
+  }
+
+  /** One request is over. Returns whether the others should hear of it at once. */
+  finished(outcome: LaneOutcome, { nowMs, ...breaking }: Moment): boolean {
+    this.inFlight -= 1;
+    this.#usedAtMs = nowMs;
+    if (outcome.kind === "unsent") return false;
+    const wasOpen = this.#breaker.openUntilMs !== undefined;
+    let event: LaneReport["event"];
+    if (outcome.kind === "succeeded") {
+      this.#breaker = afterSuccess();
+      this.#succeededAtMs = nowMs;
+      this.#failingSinceMs = undefined;
+      if (wasOpen) {
+        event = "subscription.recovered";
+        this.#recover(nowMs);
+      }
+    } else {
+      this.#breaker = afterFailure(this.#breaker, { eventKey: outcome.eventKey, nowMs, ...breaking });
+      this.#failedAtMs = nowMs;
+      this.#failingSinceMs ??= nowMs;
+      this.#lastFailure = outcome.detail;
+      if (!wasOpen && this.#breaker.openUntilMs !== undefined) event = "subscription.failing";
+      if (outcome.holdMs !== undefined) this.#heldUntilMs = Math.max(this.#heldUntilMs, nowMs + outcome.holdMs);
+    }
+    this.#unreported = { event: event ?? this.#unreported?.event };
+    const isOpen = this.#breaker.openUntilMs !== undefined;
+    return wasOpen || isOpen || (outcome.kind === "failed" && outcome.holdMs !== undefined);
+  }
+
+  /** What the others have to be told, once. */
+  takeReport(nowMs: number): LaneReport | undefined {
+    if (this.#unreported === undefined) return undefined;
+    const { event } = this.#unreported;
+    this.#unreported = undefined;
+    const ago = (atMs: number | undefined) =>
+      atMs === undefined || atMs === Number.NEGATIVE_INFINITY ? undefined : nowMs - atMs;
+    const { openUntilMs, consecutiveFailures, trips } = this.#breaker;
+    return {
+      lane: this.key,
+      revision: this.#revision,
+      succeededAgoMs: ago(this.#succeededAtMs),
+      failedAgoMs: ago(this.#failedAtMs),
+      lastFailure: this.#lastFailure,
+      consecutiveFailures,
+      failingForMs: ago(this.#failingSinceMs),
+      heldForMs: this.#heldUntilMs > nowMs ? this.#heldUntilMs - nowMs : undefined,
+      breakerForMs: openUntilMs === undefined ? undefined : openUntilMs - nowMs,
+      breakerTrips: trips,
+      recoveringForMs: this.#isRecovering(nowMs) ? ago((this.#recovery?.untilMs ?? 0) - RECOVERY_MS) : undefined,
+      event,
+    };
+  }
+
+  /** A report that could not be written is made again. */
+  report(event: LaneReport["event"]): void {
+    this.#unreported = { event: event ?? this.#unreported?.event };
+  }
+
+  /** Whether a success is so recent that it speaks against a 410. */
+  hasSucceededWithin(ms: number, nowMs: number): boolean {
+    return nowMs - this.#succeededAtMs < ms;
+  }
+
+  /** Whether nothing would be lost by forgetting it. */
+  isIdle(nowMs: number, idleMs: number): boolean {
+    const waits = this.isOwned && this.dueAtMs !== Number.POSITIVE_INFINITY;
+    return this.inFlight === 0 && !waits && this.#unreported === undefined && nowMs - this.#usedAtMs > idleMs;
+  }
+
+  #recover(sinceMs: number): void {
+    this.#recovery = { untilMs: sinceMs + RECOVERY_MS, pace: undefined };
+  }
+
+  #isRecovering(nowMs: number): boolean {
+    return this.#recovery !== undefined && nowMs < this.#recovery.untilMs;
+  }
+
+  #underWay(nowMs: number): number {
+    const foreign = this.#foreign && nowMs < this.#foreign.untilMs ? this.#foreign.count : 0;
+    return this.inFlight + foreign;
+  }
+}
