@@ -8,9 +8,17 @@ const HTTP_DATE = /^(Mon|Tue|Wed|Thu|Fri|Sat|Sun)[a-z]*,? /;
  * For how long a receiver that answered 429 or 503 asks for silence (RFC 9110 10.2.3), in milliseconds, at most an hour.
  * Undefined for no wish, for rubbish, and for a time that has passed: Retry-After only ever delays.
  */
-export function parseRetryAfter(httpStatus: number | undefined, value: string | undefined, nowMs: number): number | undefined {
+export function parseRetryAfter(
+  httpStatus: number | undefined,
+  value: string | undefined,
+  nowMs: number,
+): number | undefined {
   if (value === undefined || (httpStatus !== 429 && httpStatus !== 503)) return undefined;
   const text = value.trim();
-  const ms = /^\d{1,10}$/.test(text) ? Number(text) * 1000 : HTTP_DATE.test(text) ? Date.parse(text) - nowMs : Number.NaN;
+  const ms = /^\d{1,10}$/.test(text)
+    ? Number(text) * 1000
+    : HTTP_DATE.test(text)
+      ? Date.parse(text) - nowMs
+      : Number.NaN;
   return ms > 0 ? Math.min(ms, LONGEST_HOLD_MS) : undefined;
 }

@@ -25,6 +25,8 @@ export type Moment = { readonly nowMs: number; readonly random: number; readonly
 const RECOVERY_MS = 60_000;
 /** … but never slower than this many a second: a handful need not wait for a minute. */
 const LEAST_RECOVERY_RATE = 2;
+/** How often the others hear that it still succeeds. */
+const REPORT_SUCCESS_EVERY_MS = 10_000;
 /** A success within this time proves a receiver. */
 const PROVEN_MS = 3_600_000;
 /** Rows commit out of order: one whose due time lies this little behind what was claimed can still turn up. */
@@ -65,6 +67,7 @@ export class Lane {
   #usedAtMs = Number.NEGATIVE_INFINITY;
   #sinceMs = Number.NEGATIVE_INFINITY;
   #lookedFromStartAtMs = Number.NEGATIVE_INFINITY;
+  #successReportedAtMs = Number.NEGATIVE_INFINITY;
   /** What the others have to be told. */
   #unreported: { event: LaneReport["event"] } | undefined;
 
@@ -167,7 +170,8 @@ export class Lane {
     const underWay = this.#underWay(nowMs);
     const { openUntilMs } = this.#breaker;
     const isFull = openUntilMs === undefined ? underWay >= this.#maxInFlight : underWay > 0;
-    if (!this.isOwned || !this.isEnabled || this.#foreign === undefined || this.isUnpaced) return Number.POSITIVE_INFINITY;
+    if (!this.isOwned || !this.isEnabled || this.#foreign === undefined || this.isUnpaced)
+      return Number.POSITIVE_INFINITY;
     if (isFull) return this.#foreign.untilMs > nowMs ? this.#foreign.untilMs : Number.POSITIVE_INFINITY;
     const tokens = [this.#limit, this.#isRecovering(nowMs) ? this.#recovery?.pace : undefined];
     const tokenAtMs = tokens.map((bucket) => (bucket ? nextTokenAtMs(bucket) : Number.NEGATIVE_INFINITY));
@@ -213,11 +217,15 @@ export class Lane {
     this.#usedAtMs = nowMs;
     if (outcome.kind === "unsent") return false;
     const wasOpen = this.#breaker.openUntilMs !== undefined;
+    const wasFailing = this.#failingSinceMs !== undefined;
     let event: LaneReport["event"];
     if (outcome.kind === "succeeded") {
       this.#breaker = afterSuccess();
       this.#succeededAtMs = nowMs;
       this.#failingSinceMs = undefined;
+      const isOldNews = !wasFailing && nowMs - this.#successReportedAtMs < REPORT_SUCCESS_EVERY_MS;
+      if (isOldNews) return false;
+      this.#successReportedAtMs = nowMs;
       if (wasOpen) {
         event = "subscription.recovered";
         this.#recover(nowMs);

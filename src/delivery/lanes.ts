@@ -71,7 +71,10 @@ export class Lanes {
   }
 
   /** The limits that a claim's revision brought. */
-  setLimits(limits: Pick<LaneSighting, "lane" | "revision" | "maxInFlight" | "requestsPerSecond">, nowMs: number): void {
+  setLimits(
+    limits: Pick<LaneSighting, "lane" | "revision" | "maxInFlight" | "requestsPerSecond">,
+    nowMs: number,
+  ): void {
     this.#lanes.get(limits.lane)?.setLimits(limits, { nowMs, maxInFlight: this.#options.maxInFlight });
   }
 

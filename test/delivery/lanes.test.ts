@@ -1,8 +1,10 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Uuid } from "../../src/core/ids.ts";
+import { ownerOf } from "../../src/core/ownership.ts";
 import { type LanePick, Lanes } from "../../src/delivery/lanes.ts";
 import type { ClaimedDelivery } from "../../src/store/outbox/claim.ts";
+import type { LaneSighting } from "../../src/store/outbox/lanes.ts";
 
 const DUE_AT_MS = Date.parse("2026-03-01T12:00:00.000Z");
 
@@ -25,12 +27,47 @@ function delivery(lane: number, wasDueAtMs = DUE_AT_MS): ClaimedDelivery {
 const deliveries = (lane: number, count: number, wasDueAtMs = DUE_AT_MS) =>
   Array.from({ length: count }, () => delivery(lane, wasDueAtMs));
 
-/** Lanes 1 to `count`, all due at 0. */
-function dueLanes(count: number, maxInFlight: number): Lanes {
-  const lanes = new Lanes(maxInFlight);
-  for (let lane = 1; lane <= count; lane++) lanes.wake(lane, 0);
+const ME = "me";
+const SLOTS = 1_000;
+
+/** A healthy lane of a tenant of its own, as the outbox shows it. */
+const sighting = (lane: number, changes: Partial<LaneSighting> = {}): LaneSighting => ({
+  lane,
+  tenant: lane,
+  revision: 1,
+  deleted: false,
+  enabled: true,
+  dueInMs: Number.POSITIVE_INFINITY,
+  maxInFlight: undefined,
+  requestsPerSecond: undefined,
+  heldForMs: undefined,
+  breakerForMs: undefined,
+  breakerTrips: 0,
+  consecutiveFailures: 0,
+  failingForMs: undefined,
+  succeededAgoMs: 0,
+  recoveringForMs: undefined,
+  ...changes,
+});
+
+/** All of them our own, long enough for nobody else to have anything on its way. */
+function ownLanes(maxInFlight: number, slots = SLOTS): Lanes {
+  const lanes = new Lanes({ worker: ME, slots, maxInFlight, leaseMs: 25_000 });
+  lanes.setWorkers([ME], -1_000_000);
   return lanes;
 }
+
+/** Lanes 1 to `count`, all due at 0. */
+function dueLanes(count: number, maxInFlight: number): Lanes {
+  const lanes = ownLanes(maxInFlight);
+  for (let lane = 1; lane <= count; lane++) lanes.sight(sighting(lane, { dueInMs: 0 }), 0);
+  return lanes;
+}
+
+const moment = (nowMs: number) => ({ nowMs, random: 0, schedule: [5_000, 60_000] });
+const succeed = (lanes: Lanes, lane: number, nowMs = 0) => lanes.finished(lane, { kind: "succeeded" }, moment(nowMs));
+const fail = (lanes: Lanes, lane: number, eventKey: string, nowMs = 0, holdMs?: number) =>
+  lanes.finished(lane, { kind: "failed", eventKey, detail: "HTTP 500", holdMs, isGone: false }, moment(nowMs));
 
 /** One lane that is due, and how its picks begin. */
 function oneLane(maxInFlight = 10) {
@@ -57,18 +94,19 @@ describe("pick", () => {
     );
     fc.assert(
       fc.property(fc.integer({ min: 1, max: 12 }), fc.array(step, { maxLength: 60 }), (maxInFlight, steps) => {
-        const lanes = new Lanes(maxInFlight);
+        const lanes = ownLanes(maxInFlight);
+        for (let lane = 1; lane <= 8; lane += 1) lanes.sight(sighting(lane), 0);
         const inFlight = new Map<number, number>();
         const woken = new Set<number>();
         for (const [nowMs, next] of steps.entries()) {
           if (next.kind === "wake") {
             lanes.wake(next.lane, nowMs + next.at);
             woken.add(next.lane);
-          } else if (next.kind === "forget") lanes.forgetIdle();
+          } else if (next.kind === "forget") lanes.forgetIdle(nowMs);
           else if (next.kind === "finish") {
             if (!inFlight.get(next.lane)) continue;
             inFlight.set(next.lane, (inFlight.get(next.lane) ?? 0) - 1);
-            lanes.finished(next.lane);
+            succeed(lanes, next.lane, nowMs);
           } else {
             const picks = lanes.pick(nowMs, next.free);
             expect(new Set(picks.map(({ lane }) => lane)).size).toBe(picks.length);
@@ -83,7 +121,7 @@ describe("pick", () => {
               inFlight.set(lane, (inFlight.get(lane) ?? 0) + count);
               return deliveries(lane, count);
             });
-            lanes.claimed(picks, claimed);
+            lanes.claimed(picks, claimed, nowMs);
           }
         }
       }),
@@ -91,49 +129,14 @@ describe("pick", () => {
     );
   });
 
-  it("spreads the free slots evenly, and gives all of them while the lanes can take them", () => {
-    expect(
-      dueLanes(3, 100)
-        .pick(0, 10)
-        .map(({ quota }) => quota),
-    ).toEqual([4, 3, 3]);
-    expect(
-      dueLanes(3, 2)
-        .pick(0, 10)
-        .map(({ quota }) => quota),
-    ).toEqual([2, 2, 2]);
-  });
-
-  it("asks a lane with more to give for a handful, a lane of one event for no more than its share", () => {
-    const lanes = dueLanes(20, 16);
-    const first = lanes.pick(0, 20);
-    expect(first.map(({ quota }) => quota)).toEqual(Array(20).fill(1));
-    const claimed = first.filter(({ lane }) => lane <= 10).flatMap(({ lane }) => deliveries(lane, 1));
-    lanes.claimed(first, claimed);
-    for (const { subscriptionKey } of claimed) lanes.finished(subscriptionKey);
-    expect(lanes.pick(1, 20).map(({ quota }) => quota)).toEqual([8, 8, 4]);
-  });
-
-  it("lets a lane that was quiet come before all that have a backlog", () => {
-    const lanes = dueLanes(30, 16);
-    for (let round = 0; round < 5; round++) {
-      const picks = lanes.pick(round, 16);
-      const claimed = picks.flatMap(({ lane, quota }) => deliveries(lane, quota));
-      lanes.claimed(picks, claimed);
-      for (const { subscriptionKey } of claimed) lanes.finished(subscriptionKey);
-    }
-    lanes.wake(31, 5);
-    expect(lanes.pick(5, 16)[0]?.lane).toBe(31);
-  });
-
   it("gives nothing without a free slot, a lane that is due, or a slot of the lane", () => {
     const { lanes, pick } = oneLane(2);
     expect(lanes.pick(0, 0)).toEqual([]);
     expect(lanes.pick(-1, 10)).toEqual([]);
-    lanes.claimed([pick(0)], deliveries(1, 2));
+    lanes.claimed([pick(0)], deliveries(1, 2), 0);
     expect(lanes.pick(0, 10)).toEqual([]);
-    expect(lanes.nextDueAtMs()).toBe(Number.POSITIVE_INFINITY);
-    lanes.finished(1);
+    expect(lanes.nextDueAtMs(0)).toBe(Number.POSITIVE_INFINITY);
+    succeed(lanes, 1);
     expect(lanes.pick(0, 10)).toMatchObject([{ lane: 1, quota: 1 }]);
   });
 
@@ -151,8 +154,9 @@ describe("pick", () => {
       lanes.claimed(
         picks,
         picks.flatMap(({ lane, quota }) => deliveries(lane, quota)),
+        0,
       );
-      for (const { lane, quota } of picks) for (let i = 0; i < quota; i++) lanes.finished(lane);
+      for (const { lane, quota } of picks) for (let i = 0; i < quota; i++) succeed(lanes, lane);
     }
     return longest;
   }
@@ -176,13 +180,13 @@ describe("pick", () => {
 describe("claimed", () => {
   it("lets a lane that gave less than its quota sleep until it is woken", () => {
     const { lanes, pick } = oneLane();
-    lanes.claimed([pick(0)], deliveries(1, 3));
+    lanes.claimed([pick(0)], deliveries(1, 3), 0);
     expect(lanes.pick(1_000_000, 100)).toEqual([]);
-    expect(lanes.nextDueAtMs()).toBe(Number.POSITIVE_INFINITY);
-    lanes.finished(1);
+    expect(lanes.nextDueAtMs(0)).toBe(Number.POSITIVE_INFINITY);
+    succeed(lanes, 1);
     expect(lanes.pick(1_000_000, 100)).toEqual([]);
     lanes.wake(1, 1_000_500);
-    expect(lanes.nextDueAtMs()).toBe(1_000_500);
+    expect(lanes.nextDueAtMs(0)).toBe(1_000_500);
     expect(lanes.pick(1_000_499, 100)).toEqual([]);
     expect(lanes.pick(1_000_500, 100)).toMatchObject([{ lane: 1, quota: 8 }]);
   });
@@ -190,8 +194,8 @@ describe("claimed", () => {
   it("keeps a lane that gave its whole quota due", () => {
     const { lanes, pick } = oneLane();
     const full = { ...pick(0), quota: 4 };
-    lanes.claimed([full], deliveries(1, 4));
-    expect(lanes.nextDueAtMs()).toBe(0);
+    lanes.claimed([full], deliveries(1, 4), 0);
+    expect(lanes.nextDueAtMs(0)).toBe(0);
     expect(pick(0)).toMatchObject({ quota: 6 });
   });
 
@@ -199,56 +203,209 @@ describe("claimed", () => {
     const { lanes, pick } = oneLane();
     const early = pick(0);
     lanes.wake(1, 5);
-    lanes.claimed([early], []);
-    expect(lanes.nextDueAtMs()).toBeLessThanOrEqual(5);
-    lanes.claimed([pick(5)], []);
-    expect(lanes.nextDueAtMs()).toBe(Number.POSITIVE_INFINITY);
-  });
-
-  it("does not forget that anything may be due, either", () => {
-    const { lanes, pick } = oneLane();
-    const early = pick(0);
-    lanes.wakeAll(5);
-    lanes.claimed([early], []);
-    expect(pick(5)).toMatchObject({ lane: 1 });
+    lanes.claimed([early], [], 0);
+    expect(lanes.nextDueAtMs(0)).toBeLessThanOrEqual(5);
+    lanes.claimed([pick(5)], [], 5);
+    expect(lanes.nextDueAtMs(5)).toBe(Number.POSITIVE_INFINITY);
   });
 
   it("counts what came without a pick, as the quarantine claims it", () => {
-    const lanes = new Lanes(2);
-    lanes.claimed([], deliveries(7, 1));
-    lanes.wake(7, 0);
+    const lanes = ownLanes(2);
+    lanes.sight(sighting(7, { dueInMs: 0 }), 0);
+    lanes.claimedAlone(7);
     expect(lanes.pick(0, 10)).toMatchObject([{ lane: 7, quota: 1 }]);
   });
 });
 
 describe("wake", () => {
   it("brings a lane forward and never puts it off", () => {
-    const lanes = new Lanes(1);
+    const lanes = ownLanes(1);
+    lanes.sight(sighting(1), 0);
+    for (const dueAtMs of [100, 50, 200]) lanes.wake(1, dueAtMs);
+    expect(lanes.nextDueAtMs(0)).toBe(50);
+  });
+
+  it("asks first of a lane that is not known, or that was paused when it was last looked at", () => {
+    const lanes = ownLanes(1);
+    lanes.sight(sighting(1, { enabled: false }), 0);
+    lanes.wake(1, 0);
+    lanes.wake(2, 0);
+    expect(lanes.pick(0, 10)).toEqual([]);
+    expect(lanes.takeStrangers()).toEqual([1, 2]);
+    expect(lanes.takeStrangers()).toEqual([]);
+    lanes.sight(sighting(1, { revision: 2, dueInMs: 0 }), 0);
+    lanes.sight(sighting(2, { dueInMs: 0 }), 0);
+    expect(lanes.pick(0, 10)).toHaveLength(2);
+  });
+});
+
+describe("a lane", () => {
+  it("[B55] is picked by its owner alone, however late it is", () => {
+    const lanes = ownLanes(10);
+    for (let lane = 1; lane <= 40; lane += 1) lanes.sight(sighting(lane, { dueInMs: -3_600_000 }), 0);
+    lanes.setWorkers([ME, "other"], 0);
+    lanes.counted(lanes.uncounted(), [], 0);
+    const ours = Array.from({ length: 40 }, (_, i) => i + 1).filter((lane) => ownerOf(lane, [ME, "other"]) === ME);
+    const picked = lanes.pick(0, 1_000).map(({ lane }) => lane);
+    expect(picked.toSorted((a, b) => a - b)).toEqual(ours);
+    expect(ours.length).toBeLessThan(40);
+  });
+
+  it("counts what the owner before may have on its way before it begins, until those leases end", () => {
+    const lanes = new Lanes({ worker: ME, slots: SLOTS, maxInFlight: 10, leaseMs: 25_000 });
+    lanes.setWorkers([ME], 0);
+    lanes.sight(sighting(1, { dueInMs: 0 }), 0);
+    expect(lanes.pick(0, 100)).toEqual([]);
+    expect(lanes.uncounted()).toEqual([1]);
+    lanes.counted([1], [{ lane: 1, count: 7, lastForMs: 20_000 }], 0);
+    expect(lanes.pick(0, 100)).toMatchObject([{ quota: 3 }]);
+    expect(lanes.pick(20_000, 100)).toMatchObject([{ quota: 10 }]);
+  });
+
+  it("[B25] has no more in flight than its subscription says, and the operator's bound caps that", () => {
+    const lanes = ownLanes(16);
+    lanes.sight(sighting(1, { dueInMs: 0, maxInFlight: 3 }), 0);
+    lanes.sight(sighting(2, { dueInMs: 0, maxInFlight: 1_000 }), 0);
+    expect(lanes.pick(0, 1_000).map(({ quota }) => quota)).toEqual([3, 16]);
+    lanes.setLimits({ lane: 2, revision: 2, maxInFlight: 5, requestsPerSecond: undefined }, 0);
+    expect(lanes.pick(0, 1_000).find(({ lane }) => lane === 2)).toMatchObject({ quota: 5 });
+  });
+
+  it("[B27] is picked no faster than its rate, and gives back what it did not use", () => {
+    const lanes = ownLanes(100);
+    lanes.sight(sighting(1, { dueInMs: 0, requestsPerSecond: 20 }), 0);
+    expect(lanes.pick(0, 100)).toEqual([]);
+    expect(lanes.nextDueAtMs(0)).toBe(50);
+    const picks = lanes.pick(100, 100);
+    expect(picks).toMatchObject([{ quota: 2 }]);
+    lanes.claimed(picks, [], 100);
     lanes.wake(1, 100);
-    lanes.wake(1, 50);
-    lanes.wake(1, 200);
-    expect(lanes.nextDueAtMs()).toBe(50);
+    expect(lanes.pick(100, 100)).toMatchObject([{ quota: 2 }]);
+    expect(lanes.pick(100, 100)).toEqual([]);
+  });
+
+  it("[B22] stays silent for as long as its receiver asks, all of it, and only ever longer", () => {
+    const lanes = ownLanes(10);
+    lanes.sight(sighting(1, { dueInMs: 0 }), 0);
+    lanes.claimed(lanes.pick(0, 3), deliveries(1, 3), 0);
+    expect(fail(lanes, 1, "a", 0, 60_000)).toBe(true);
+    fail(lanes, 1, "b", 1_000, 5_000);
+    expect(lanes.pick(59_999, 10)).toEqual([]);
+    expect(lanes.nextDueAtMs(0)).toBe(60_000);
+    expect(lanes.pick(60_000, 10)).toMatchObject([{ lane: 1 }]);
+    expect(lanes.takeReports(1_000)).toMatchObject([{ lane: 1, heldForMs: 59_000, consecutiveFailures: 2 }]);
+  });
+
+  /** A lane whose breaker has just opened at 0, with nothing in flight. */
+  function broken() {
+    const lanes = ownLanes(10);
+    lanes.sight(sighting(1, { dueInMs: 0 }), 0);
+    lanes.claimed(lanes.pick(0, 5), deliveries(1, 5), 0);
+    for (const key of ["a", "b", "c", "d", "e"]) fail(lanes, 1, key);
+    return lanes;
+  }
+
+  it("[B40] costs no slot while its breaker is open, then probes with one", () => {
+    const lanes = broken();
+    expect(lanes.pick(4_999, 100)).toEqual([]);
+    expect(lanes.nextDueAtMs(0)).toBe(5_000);
+    const probe = lanes.pick(5_000, 100);
+    expect(probe).toMatchObject([{ lane: 1, quota: 1 }]);
+    lanes.claimed(probe, deliveries(1, 1), 5_000);
+    expect(lanes.pick(5_000, 100)).toEqual([]);
+    expect(lanes.nextDueAtMs(5_000)).toBe(Number.POSITIVE_INFINITY);
+    fail(lanes, 1, "a", 6_000);
+    expect(lanes.nextDueAtMs(6_000)).toBe(16_000);
+    expect(lanes.takeReports(6_000)).toMatchObject([
+      { event: "subscription.failing", breakerForMs: 10_000, breakerTrips: 2, failingForMs: 6_000 },
+    ]);
+  });
+
+  it("[B40] recovers with a probe that succeeds: what waits begins evenly over a minute", () => {
+    const lanes = broken();
+    lanes.takeReports(0);
+    lanes.claimed(lanes.pick(5_000, 100), deliveries(1, 1), 5_000);
+    succeed(lanes, 1, 5_000);
+    expect(lanes.takeReports(5_000)).toMatchObject([
+      { event: "subscription.recovered", breakerForMs: undefined, recoveringForMs: 0, consecutiveFailures: 0 },
+    ]);
+    expect(lanes.pick(5_000, 100)).toEqual([]);
+    expect(lanes.unpaced()).toEqual([1]);
+    lanes.pace(1, 600, 5_000);
+    let begun = 0;
+    for (let nowMs = 5_000; nowMs < 65_000; nowMs += 100) {
+      const picks = lanes.pick(nowMs, 100);
+      const claimed = picks.flatMap(({ lane, quota }) => deliveries(lane, quota));
+      lanes.claimed(picks, claimed, nowMs);
+      for (const _ of claimed) succeed(lanes, 1, nowMs);
+      begun += claimed.length;
+      expect(begun).toBeLessThanOrEqual((10 * (nowMs - 5_000)) / 1_000 + 1);
+    }
+    expect(begun).toBeGreaterThan(590);
+    expect(lanes.pick(65_000, 100)).toMatchObject([{ quota: 10 }]);
+  });
+
+  it("takes over what others wrote down, and on a change of its subscription forgets what it knew", () => {
+    const lanes = ownLanes(10);
+    lanes.sight(sighting(1, { dueInMs: 0, breakerForMs: 30_000, breakerTrips: 3, consecutiveFailures: 9 }), 0);
+    lanes.sight(sighting(2, { dueInMs: 0, heldForMs: 10_000 }), 0);
+    expect(lanes.nextDueAtMs(0)).toBe(10_000);
+    expect(lanes.pick(29_999, 10).map(({ lane }) => lane)).toEqual([2]);
+    lanes.sight(sighting(1, { revision: 2, dueInMs: 0 }), 0);
+    expect(lanes.pick(0, 10)).toMatchObject([{ lane: 1 }]);
+  });
+
+  it("[B57] that has never succeeded shares a quarter of the slots with its like", () => {
+    const lanes = ownLanes(16, 64);
+    for (let lane = 1; lane <= 20; lane += 1) lanes.sight(sighting(lane, { dueInMs: 0, succeededAgoMs: undefined }), 0);
+    const picks = lanes.pick(0, 64);
+    expect(picks.reduce((sum, { quota }) => sum + quota, 0)).toBe(16);
+    lanes.claimed(
+      picks,
+      picks.flatMap(({ lane, quota }) => deliveries(lane, quota)),
+      0,
+    );
+    expect(lanes.pick(0, 48)).toEqual([]);
+    lanes.sight(sighting(21, { dueInMs: 0 }), 0);
+    expect(lanes.pick(0, 48)).toMatchObject([{ lane: 21, quota: 16 }]);
+  });
+
+  it("is told of once, and again if that could not be written", () => {
+    const lanes = broken();
+    const reports = lanes.takeReports(0);
+    expect(reports).toHaveLength(1);
+    expect(lanes.takeReports(0)).toEqual([]);
+    lanes.putBack(reports);
+    expect(lanes.takeReports(0)).toMatchObject([{ event: "subscription.failing" }]);
+  });
+
+  it("need not be told of for each of its successes", () => {
+    const lanes = ownLanes(10);
+    lanes.sight(sighting(1, { dueInMs: 0, succeededAgoMs: undefined }), 0);
+    const reported: number[] = [];
+    for (let nowMs = 0; nowMs < 30_000; nowMs += 500) {
+      lanes.claimed(lanes.pick(nowMs, 1), deliveries(1, 1), nowMs);
+      lanes.wake(1, nowMs);
+      succeed(lanes, 1, nowMs);
+      if (lanes.takeReports(nowMs).length > 0) reported.push(nowMs);
+    }
+    expect(reported).toEqual([0, 10_000, 20_000]);
   });
 });
 
 describe("forgetIdle", () => {
-  it("forgets a lane that sleeps with nothing in flight, and no other", () => {
+  it("forgets a lane in which nothing happens for a minute, and no other", () => {
     const lanes = dueLanes(3, 10);
     const picks = lanes.pick(0, 30);
     // 1 sleeps with one in flight, 2 sleeps idle, 3 is woken.
-    lanes.claimed(picks, deliveries(1, 1));
+    lanes.claimed(picks, deliveries(1, 1), 0);
     lanes.wake(3, 10);
-    lanes.forgetIdle();
-    lanes.wakeAll(20);
-    expect(
-      lanes
-        .pick(20, 30)
-        .map(({ lane, quota }) => [lane, quota])
-        .sort(),
-    ).toEqual([
-      [1, 9],
-      [3, 10],
-    ]);
+    lanes.forgetIdle(60_000);
+    expect(lanes.takeStrangers()).toEqual([]);
+    lanes.forgetIdle(60_001);
+    for (const lane of [1, 2, 3]) lanes.wake(lane, 60_001);
+    expect(lanes.takeStrangers()).toEqual([2]);
+    expect(lanes.pick(60_001, 30)).toMatchObject([{ lane: 1, quota: 9 }, { lane: 3 }]);
   });
 });
 
@@ -259,7 +416,7 @@ describe("since", () => {
     const { lanes, pick } = oneLane();
     expect(pick(0).sinceMs).toBe(Number.NEGATIVE_INFINITY);
     const rows = [300, 900, 600].map((ms) => delivery(1, DUE_AT_MS + ms));
-    lanes.claimed([{ ...pick(1), quota: 3 }], rows);
+    lanes.claimed([{ ...pick(1), quota: 3 }], rows, 1);
     expect(pick(2).sinceMs).toBe(DUE_AT_MS + 900 - MINUTE);
   });
 
@@ -282,9 +439,9 @@ describe("since", () => {
             expect(picked.sinceMs).toBe(latest === undefined ? Number.NEGATIVE_INFINITY : latest - MINUTE);
           }
           const rows = brings.map((ms) => delivery(1, DUE_AT_MS + ms));
-          lanes.claimed([picked], rows);
+          lanes.claimed([picked], rows, nowMs);
           if (brings.length > 0) latest = DUE_AT_MS + Math.max(...brings);
-          for (const _ of rows) lanes.finished(1);
+          for (const _ of rows) succeed(lanes, 1, nowMs);
         }
       }),
       { numRuns: 300 },
@@ -293,8 +450,8 @@ describe("since", () => {
 
   it("belongs to the lane: another lane begins at the beginning", () => {
     const { lanes, pick } = oneLane();
-    lanes.claimed([{ ...pick(0), quota: 1 }], deliveries(1, 1));
-    lanes.wake(2, 0);
+    lanes.claimed([{ ...pick(0), quota: 1 }], deliveries(1, 1), 0);
+    lanes.sight(sighting(2, { dueInMs: 0 }), 0);
     const since = new Map(lanes.pick(1, 100).map((picked) => [picked.lane, picked.sinceMs]));
     expect(since.get(2)).toBe(Number.NEGATIVE_INFINITY);
     expect(since.get(1)).not.toBe(Number.NEGATIVE_INFINITY);

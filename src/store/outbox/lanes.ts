@@ -116,7 +116,7 @@ export async function countDue(sql: Sql, lane: number, limit: number): Promise<n
     SELECT count(*)::integer AS due FROM (
       SELECT FROM nuncio.outbox q WHERE q.subscription_key = ${lane}::integer AND q.next_at <= now()
       LIMIT ${limit}::integer
-    ) AS some`;
+    ) AS waiting`;
   return row?.due ?? 0;
 }
 
