@@ -17,8 +17,8 @@ export type Breaker = {
 
 export const CLOSED: Breaker = { consecutiveFailures: 0, failedEvents: [], trips: 0, openUntilMs: undefined };
 
-/** Opens after so many failures in a row … */
-export const FAILURES_TO_OPEN = 5;
+/** Opens after so many failures in a row: a receiver that fails three times in ten does so once in 170,000 requests … */
+export const FAILURES_TO_OPEN = 10;
 /** … of so many different events: one poison event, tried again and again, says nothing about its receiver. */
 export const EVENTS_TO_OPEN = 3;
 

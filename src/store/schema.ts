@@ -89,12 +89,12 @@ export const webhookSubscriptions = nuncio.table(
     headersKeyId: text("headers_key_id"),
     headersCiphertext: bytea("headers_ciphertext"),
     createdAt: time("created_at").notNull().defaultNow(),
+    updatedAt: time("updated_at").notNull().defaultNow(),
+    deletedAt: time("deleted_at"),
     /** Requests at once; null: the operator's `MAX_IN_FLIGHT`, which caps it in any case. */
     maxInFlight: integer("max_in_flight"),
     /** Requests per second, over all workers; null: no limit. */
     requestsPerSecond: integer("requests_per_second"),
-    updatedAt: time("updated_at").notNull().defaultNow(),
-    deletedAt: time("deleted_at"),
   },
   (table) => [index("webhook_subscriptions_tenant").on(table.tenantKey, table.subscriptionUuid)],
 );

@@ -56,9 +56,13 @@ describe("the breaker", () => {
     afterFailure(breaker, { eventKey, nowMs, random, schedule });
   const failAll = (keys: readonly string[], from = CLOSED) => keys.reduce((b, key) => fail(b, key), from);
 
-  it("[B40] opens after five failures in a row of three events", () => {
-    expect(failAll(["a", "b", "c", "a"]).openUntilMs).toBeUndefined();
-    expect(failAll(["a", "b", "c", "a", "b"])).toMatchObject({ openUntilMs: 5_000, trips: 1 });
+  /** Ten failures of ten events. */
+  const TEN = [..."abcdefghij"];
+
+  it("[B40] opens after ten failures in a row, of three events at least", () => {
+    expect(failAll(TEN.slice(1)).openUntilMs).toBeUndefined();
+    expect(failAll(TEN)).toMatchObject({ openUntilMs: 5_000, trips: 1 });
+    expect(failAll(["a", "b", ...Array(8).fill("c")])).toMatchObject({ openUntilMs: 5_000, trips: 1 });
   });
 
   it("stays closed for one or two poison events, however often they fail", () => {
@@ -68,11 +72,11 @@ describe("the breaker", () => {
 
   it("[B40] closes with any success, and counts from the beginning", () => {
     expect(afterSuccess()).toEqual(CLOSED);
-    expect(failAll(["d", "e"], afterSuccess()).openUntilMs).toBeUndefined();
+    expect(failAll(TEN.slice(1), afterSuccess()).openUntilMs).toBeUndefined();
   });
 
   it("[B40] pauses twice as long after each probe that fails, at most a minute, stretched by a fifth at most", () => {
-    let breaker = failAll(["a", "b", "c", "d", "e"]);
+    let breaker = failAll(TEN);
     const pauses: number[] = [];
     for (let i = 0; i < 6; i += 1) {
       const atMs = breaker.openUntilMs ?? 0;
@@ -80,14 +84,14 @@ describe("the breaker", () => {
       pauses.push((breaker.openUntilMs ?? 0) - atMs);
     }
     expect(pauses).toEqual([10_000, 20_000, 40_000, 60_000, 60_000, 60_000]);
-    const stretched = fail(failAll(["a", "b", "c", "d"]), "e", 0, 0.999).openUntilMs ?? 0;
+    const stretched = fail(failAll(TEN.slice(1)), "a", 0, 0.999).openUntilMs ?? 0;
     expect(stretched).toBeGreaterThan(5_900);
     expect(stretched).toBeLessThanOrEqual(6_000);
   });
 
   it("never pauses longer than a delivery that failed as often waits for its next attempt", () => {
     const quick = { schedule: [20, 40], random: 0, nowMs: 0 };
-    let breaker = ["a", "b", "c", "d", "e"].reduce((b, eventKey) => afterFailure(b, { ...quick, eventKey }), CLOSED);
+    let breaker = TEN.reduce((b, eventKey) => afterFailure(b, { ...quick, eventKey }), CLOSED);
     expect(breaker.openUntilMs).toBe(20);
     for (const expected of [40, 40]) {
       const nowMs = breaker.openUntilMs ?? 0;
@@ -97,8 +101,8 @@ describe("the breaker", () => {
   });
 
   it("takes no notice of what began before it opened and fails after", () => {
-    const open = failAll(["a", "b", "c", "d", "e"]);
-    expect(fail(open, "f", 4_999)).toMatchObject({ openUntilMs: 5_000, trips: 1 });
+    const open = failAll(TEN);
+    expect(fail(open, "z", 4_999)).toMatchObject({ openUntilMs: 5_000, trips: 1 });
   });
 });
 

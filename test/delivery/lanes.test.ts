@@ -300,8 +300,8 @@ describe("a lane", () => {
   function broken() {
     const lanes = ownLanes(10);
     lanes.sight(sighting(1, { dueInMs: 0 }), 0);
-    lanes.claimed(lanes.pick(0, 5), deliveries(1, 5), 0);
-    for (const key of ["a", "b", "c", "d", "e"]) fail(lanes, 1, key);
+    lanes.claimed(lanes.pick(0, 10), deliveries(1, 10), 0);
+    for (const key of "abcdefghij") fail(lanes, 1, key);
     return lanes;
   }
 

@@ -229,7 +229,7 @@ describe("the loop", () => {
     await publish(tenant);
     // It looks at nothing any more once it sends, and the lane falls to whoever comes.
     const [standing, coming] = workersOf(lane);
-    const zombie = startLoop(db, { worker: standing, pollIntervalMs: 600_000 });
+    const zombie = startLoop(db, { worker: standing, pollIntervalMs: 600_000 }, { listens: false });
     await receiver.until(() => receiver.received.length === 1);
     // What happens to a process that stands still for longer than its lease.
     await db.admin`UPDATE nuncio.outbox SET next_at = now(), lease_expires_at = now() WHERE subscription_key = ${lane}`;

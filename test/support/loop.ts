@@ -22,8 +22,12 @@ export type RunningLoop = DeliveryLoop & {
   stop(): Promise<void>;
 };
 
-/** The worker's loop in this process, with its listener, on the file's database. */
-export function startLoop(db: TestDatabase, changes: Partial<LoopDependencies> = {}): RunningLoop {
+/** The worker's loop in this process, with its listener unless it should be deaf, on the file's database. */
+export function startLoop(
+  db: TestDatabase,
+  changes: Partial<LoopDependencies> = {},
+  { listens = true } = {},
+): RunningLoop {
   const nowMs = () => performance.now();
   const events: LoopEvent[] = [];
   const waiting = new Set<() => void>();
@@ -51,17 +55,14 @@ export function startLoop(db: TestDatabase, changes: Partial<LoopDependencies> =
     },
     ...changes,
   });
-  const listener = listenForDue({
-    url: db.url,
-    role: "nuncio_worker",
-    onDue: (lanes) => loop.wake(lanes),
-    onLost: () => undefined,
-  });
+  const listener = listens
+    ? listenForDue({ url: db.url, role: "nuncio_worker", onDue: (lanes) => loop.wake(lanes), onLost: () => undefined })
+    : undefined;
   let stopped: Promise<void> | undefined;
   const stop = () => {
     stopped ??= (async () => {
       await loop.drain();
-      await Promise.all([listener.close(), connections.close()]);
+      await Promise.all([listener?.close(), connections.close()]);
     })();
     return stopped;
   };
