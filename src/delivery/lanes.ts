@@ -93,6 +93,10 @@ export class Lanes {
     lane.own(ownerOf(lane.key, this.#workers) === this.#options.worker, { nowMs, mustCount });
   }
 
+  owns(key: number): boolean {
+    return this.#lanes.get(key)?.isOwned ?? false;
+  }
+
   /** Lanes whose live leases of others have to be counted before anything begins. */
   uncounted(): number[] {
     return [...this.#lanes.values()].filter((lane) => lane.isUncounted).map(({ key }) => key);
