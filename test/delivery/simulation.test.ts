@@ -100,9 +100,9 @@ function check({ simulation, kinds, troubleAtMs }: Schedule): void {
       expect(Math.max(0, ...inWindow), `rate of lane ${lane}`).toBeLessThanOrEqual(rate * 1.1 + 2);
     }
     if (kind === "dead" && troubleAtMs.length === 1) {
-      // What opens the breaker, what was on its way then, and the probes of 40 s.
+      // What opens the breaker, what was on its way then, and the probes of 40 s: after 1, 2, 4 s, then every 8.
       const tries = starts.filter((atMs) => atMs < TROUBLE_MS).length;
-      expect(tries, `dead lane ${lane}`).toBeLessThanOrEqual(10 + 2 * SETTINGS.maxInFlight + 40);
+      expect(tries, `dead lane ${lane}`).toBeLessThanOrEqual(10 + SETTINGS.maxInFlight + 8);
     }
   }
   expect(simulation.pending, "everything is delivered once the trouble is over").toBe(0);
