@@ -25,6 +25,9 @@ export type SubscriptionSpec = {
   readonly ordering: SubscriptionOrdering;
   readonly contentType: ContentType;
   readonly headers: Readonly<Record<string, string>>;
+  /** Requests at once; undefined: what the operator allows. */
+  readonly maxInFlight?: number | undefined;
+  readonly requestsPerSecond?: number | undefined;
 };
 
 export type Subscription = Omit<SubscriptionSpec, "headers"> & {
@@ -35,6 +38,9 @@ export type Subscription = Omit<SubscriptionSpec, "headers"> & {
   readonly headerNames: readonly string[];
   readonly createdAt: Date;
   readonly updatedAt: Date;
+  readonly lastSuccessAt: Date | undefined;
+  readonly lastFailure: { readonly at: Date; readonly detail: string } | undefined;
+  readonly consecutiveFailures: number;
 };
 
 export function checkSubscription(spec: SubscriptionSpec, policy: AddressPolicy, path: string, faults: Fault[]): void {
@@ -47,5 +53,12 @@ export function checkSubscription(spec: SubscriptionSpec, policy: AddressPolicy,
     }
   });
   checkStorableText(spec.description, 1024, `${path}.description`, faults);
+  checkWhole(spec.maxInFlight, 1_000, `${path}.max_in_flight`, faults);
+  checkWhole(spec.requestsPerSecond, 10_000, `${path}.rate_limit.requests_per_second`, faults);
   checkRequestHeaders(spec.headers, `${path}.headers`, faults);
+}
+
+function checkWhole(value: number | undefined, most: number, path: string, faults: Fault[]): void {
+  if (value === undefined || (value >= 1 && value <= most)) return;
+  faults.push({ path, description: `must be 1–${most.toLocaleString("en-US")}` });
 }

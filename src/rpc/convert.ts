@@ -166,6 +166,7 @@ function fromWireUser(user: JsonObject): WireUser {
 
 export function toSubscriptionSpec(subscription: WireSubscription, path: string, faults: Fault[]): SubscriptionSpec {
   refuseUnknownFields(subscription, path, faults);
+  if (subscription.rateLimit) refuseUnknownFields(subscription.rateLimit, `${path}.rate_limit`, faults);
   const member = <T extends string>(names: readonly T[], code: number, field: string) =>
     toMember(names, code, `${path}.${field}`, faults);
   return {
@@ -175,12 +176,15 @@ export function toSubscriptionSpec(subscription: WireSubscription, path: string,
     ordering: member(SUBSCRIPTION_ORDERINGS, subscription.ordering, "ordering") ?? DEFAULT_ORDERING,
     contentType: member(CONTENT_TYPES, subscription.contentType, "content_type") ?? "JSON",
     headers: { ...subscription.headers },
+    maxInFlight: subscription.maxInFlight,
+    requestsPerSecond: subscription.rateLimit?.requestsPerSecond,
   };
 }
 
 /** Header values are input only: their names come back with empty values. */
 export function fromSubscription(subscription: Subscription): WireSubscription {
-  return create(WebhookSubscriptionSchema, {
+  const { maxInFlight, requestsPerSecond, lastSuccessAt, lastFailure } = subscription;
+  const init = defined({
     id: subscription.id,
     tenantId: subscription.tenantId,
     url: subscription.url,
@@ -193,7 +197,13 @@ export function fromSubscription(subscription: Subscription): WireSubscription {
     headers: Object.fromEntries(subscription.headerNames.map((name) => [name, ""])),
     createTime: timestampFromMs(subscription.createdAt.getTime()),
     updateTime: timestampFromMs(subscription.updatedAt.getTime()),
+    rateLimit: requestsPerSecond === undefined ? undefined : { requestsPerSecond },
+    maxInFlight,
+    lastSuccessTime: lastSuccessAt && timestampFromMs(lastSuccessAt.getTime()),
+    lastFailure: lastFailure && { time: timestampFromMs(lastFailure.at.getTime()), detail: lastFailure.detail },
+    consecutiveFailures: subscription.consecutiveFailures,
   });
+  return create(WebhookSubscriptionSchema, init);
 }
 
 /** A list of filters: each a known type, `UNSPECIFIED` and unknown numbers refused. */

@@ -15,10 +15,12 @@ import {
   type SubscriptionState,
 } from "../core/subscription.ts";
 import { restartLane, stopLaneClock } from "./lane-states.ts";
-import { signingSecrets, subscriptionRequests, tenants, webhookSubscriptions } from "./schema.ts";
+import { laneStates, signingSecrets, subscriptionRequests, tenants, webhookSubscriptions } from "./schema.ts";
 
 type Transaction = Parameters<Parameters<PostgresJsDatabase["transaction"]>[0]>[0];
 type SubscriptionRow = typeof webhookSubscriptions.$inferSelect;
+/** What the workers wrote down; null before they did. */
+type LaneState = typeof laneStates.$inferSelect | null;
 
 /** The first key of the advisory locks that claims share and changes of a subscription take alone (`drizzle/0003…`). */
 const LANE_LOCK = 7102;
@@ -46,7 +48,10 @@ export async function createSubscription(
     const tenantKey = await lockTenant(tx, tenantId);
     const made = request && (await findByRequest(tx, tenantKey, request));
     if (made)
-      return { subscription: toSubscription(made, tenantId), signingSecret: await readSecret(tx, box, tenantId, made) };
+      return {
+        subscription: toSubscription(made, await readLane(tx, made), tenantId),
+        signingSecret: await readSecret(tx, box, tenantId, made),
+      };
     await requireRoom(tx, tenantKey, maxPerTenant);
 
     const context = (purpose: SealContext["purpose"]) => ({ purpose, tenantId, subscriptionId: subscriptionUuid });
@@ -67,6 +72,8 @@ export async function createSubscription(
         headerNames,
         headersKeyId: headers?.keyId ?? null,
         headersCiphertext: headers?.ciphertext ?? null,
+        maxInFlight: spec.maxInFlight ?? null,
+        requestsPerSecond: spec.requestsPerSecond ?? null,
       })
       .returning();
     const stored = row as SubscriptionRow;
@@ -85,7 +92,7 @@ export async function createSubscription(
           set: { ...made, createdAt: sql`now()` },
         });
     }
-    return { subscription: toSubscription(stored, tenantId), signingSecret };
+    return { subscription: toSubscription(stored, null, tenantId), signingSecret };
   });
 }
 
@@ -145,7 +152,8 @@ export async function getSubscription(
   tenantId: string,
   subscriptionUuid: Uuid,
 ): Promise<Subscription> {
-  return toSubscription(await findRow(orm, tenantId, subscriptionUuid), tenantId);
+  const { subscription, lane } = await findRow(orm, tenantId, subscriptionUuid);
+  return toSubscription(subscription, lane, tenantId);
 }
 
 /** Up to `limit` subscriptions, newest first, that come after `after` in that order. */
@@ -155,9 +163,10 @@ export async function listSubscriptions(
   { after, limit }: { after: Uuid | undefined; limit: number },
 ): Promise<Subscription[]> {
   const rows = await orm
-    .select({ subscription: webhookSubscriptions })
+    .select({ subscription: webhookSubscriptions, lane: laneStates })
     .from(webhookSubscriptions)
     .innerJoin(tenants, eq(tenants.tenantKey, webhookSubscriptions.tenantKey))
+    .leftJoin(laneStates, eq(laneStates.subscriptionKey, webhookSubscriptions.subscriptionKey))
     .where(
       and(
         eq(tenants.tenantId, tenantId),
@@ -167,7 +176,7 @@ export async function listSubscriptions(
     )
     .orderBy(desc(webhookSubscriptions.subscriptionUuid))
     .limit(limit);
-  return rows.map((row) => toSubscription(row.subscription, tenantId));
+  return rows.map((row) => toSubscription(row.subscription, row.lane, tenantId));
 }
 
 /** Holds deliveries back. Once it returns, no claim commits that has not seen it. */
@@ -203,7 +212,7 @@ export async function resumeSubscription(
     () => ({ state: toCode(SUBSCRIPTION_STATES, "ENABLED"), stateReason: "" }),
     restartLane,
   );
-  return { subscription, lane: (await findRow(orm, tenantId, subscriptionUuid)).subscriptionKey };
+  return { subscription, lane: (await findRow(orm, tenantId, subscriptionUuid)).subscription.subscriptionKey };
 }
 
 /** Marks it deleted: nothing new is fanned out or claimed. A worker cancels what is pending. */
@@ -227,9 +236,9 @@ async function changeSubscription(
   changeLane: (tx: Transaction, lane: SubscriptionRow) => Promise<void> = async () => undefined,
 ): Promise<Subscription> {
   return orm.transaction(async (tx) => {
-    const { subscriptionKey } = await findRow(tx, tenantId, subscriptionUuid);
+    const { subscriptionKey } = (await findRow(tx, tenantId, subscriptionUuid)).subscription;
     await tx.execute(sql`SELECT pg_advisory_xact_lock(${LANE_LOCK}, ${subscriptionKey})`);
-    const current = await findRow(tx, tenantId, subscriptionUuid);
+    const current = (await findRow(tx, tenantId, subscriptionUuid)).subscription;
     const [row] = await tx
       .update(webhookSubscriptions)
       .set({
@@ -240,19 +249,25 @@ async function changeSubscription(
       .where(eq(webhookSubscriptions.subscriptionKey, subscriptionKey))
       .returning();
     await changeLane(tx, current);
-    return toSubscription(row as SubscriptionRow, tenantId);
+    return toSubscription(row as SubscriptionRow, await readLane(tx, current), tenantId);
   });
+}
+
+async function readLane(tx: Transaction, { subscriptionKey }: SubscriptionRow): Promise<LaneState> {
+  const [lane] = await tx.select().from(laneStates).where(eq(laneStates.subscriptionKey, subscriptionKey));
+  return lane ?? null;
 }
 
 async function findRow(
   orm: PostgresJsDatabase | Transaction,
   tenantId: string,
   subscriptionUuid: Uuid,
-): Promise<SubscriptionRow> {
+): Promise<{ subscription: SubscriptionRow; lane: LaneState }> {
   const [row] = await orm
-    .select({ subscription: webhookSubscriptions })
+    .select({ subscription: webhookSubscriptions, lane: laneStates })
     .from(webhookSubscriptions)
     .innerJoin(tenants, eq(tenants.tenantKey, webhookSubscriptions.tenantKey))
+    .leftJoin(laneStates, eq(laneStates.subscriptionKey, webhookSubscriptions.subscriptionKey))
     .where(
       and(
         eq(tenants.tenantId, tenantId),
@@ -261,10 +276,10 @@ async function findRow(
       ),
     );
   if (!row) throw new NotFoundError("SUBSCRIPTION_NOT_FOUND", "there is no such subscription in this tenant");
-  return row.subscription;
+  return row;
 }
 
-function toSubscription(row: SubscriptionRow, tenantId: string): Subscription {
+function toSubscription(row: SubscriptionRow, lane: LaneState, tenantId: string): Subscription {
   return {
     id: formatSubscriptionId(row.subscriptionUuid),
     tenantId,
@@ -278,5 +293,10 @@ function toSubscription(row: SubscriptionRow, tenantId: string): Subscription {
     headerNames: row.headerNames,
     createdAt: row.createdAt,
     updatedAt: row.updatedAt,
+    maxInFlight: row.maxInFlight ?? undefined,
+    requestsPerSecond: row.requestsPerSecond ?? undefined,
+    lastSuccessAt: lane?.lastSuccessAt ?? undefined,
+    lastFailure: lane?.lastFailureAt ? { at: lane.lastFailureAt, detail: lane.lastFailure ?? "" } : undefined,
+    consecutiveFailures: lane?.consecutiveFailures ?? 0,
   };
 }

@@ -1,3 +1,4 @@
+import { timestampFromDate } from "@bufbuild/protobuf/wkt";
 import { describe, expect, it } from "vitest";
 import { EventType } from "../../gen/nuncio/v1/event_pb.ts";
 import { UserStatus } from "../../gen/nuncio/v1/user_pb.ts";
@@ -89,6 +90,46 @@ describe("CreateWebhookSubscription", () => {
       (await create(tenant, subscription)).webhookSubscription?.ordering;
     expect(await orderingOf({ url })).toBe(SubscriptionOrdering.PER_USER);
     expect(await orderingOf({ url, ordering: SubscriptionOrdering.NONE })).toBe(SubscriptionOrdering.NONE);
+  });
+
+  it("takes limits of a subscription, and says how it fares", async () => {
+    const tenant = newTenant();
+    const limits = { rateLimit: { requestsPerSecond: 5 }, maxInFlight: 2 };
+    const { webhookSubscription } = await create(tenant, { url, ...limits });
+    expect(webhookSubscription).toMatchObject({ ...limits, consecutiveFailures: 0 });
+    expect(webhookSubscription?.lastSuccessTime).toBeUndefined();
+    const id = webhookSubscription?.id ?? "";
+    await db.admin`
+      INSERT INTO nuncio.lane_states (subscription_key, tenant_key, last_success_at, last_failure_at, last_failure, consecutive_failures)
+      SELECT subscription_key, tenant_key, '2026-01-01Z', '2026-01-02Z', 'HTTP 500', 7 FROM nuncio.webhook_subscriptions
+      WHERE 'sub_' || subscription_uuid = ${id}`;
+    const health = {
+      lastSuccessTime: timestampFromDate(new Date("2026-01-01T00:00:00Z")),
+      lastFailure: { time: timestampFromDate(new Date("2026-01-02T00:00:00Z")), detail: "HTTP 500" },
+      consecutiveFailures: 7,
+    };
+    const read = await service.subscriptions.getWebhookSubscription({ tenantId: tenant, id });
+    expect(read.webhookSubscription).toMatchObject({ ...limits, ...health });
+    const { webhookSubscriptions } = await service.subscriptions.listWebhookSubscriptions({ tenantId: tenant });
+    expect(webhookSubscriptions).toMatchObject([health]);
+    const paused = await service.subscriptions.pauseWebhookSubscription({ tenantId: tenant, id });
+    expect(paused.webhookSubscription).toMatchObject(health);
+    const resumed = await service.subscriptions.resumeWebhookSubscription({ tenantId: tenant, id });
+    expect(resumed.webhookSubscription).toMatchObject({ consecutiveFailures: 0 });
+  });
+
+  it("refuses limits out of range", async () => {
+    for (const [maxInFlight, requestsPerSecond] of [
+      [0, 0],
+      [-1, -1],
+      [1_001, 10_001],
+    ] as const) {
+      const failure = await failureOf(create(newTenant(), { url, maxInFlight, rateLimit: { requestsPerSecond } }));
+      expect(failure.fields).toEqual([
+        "webhook_subscription.max_in_flight",
+        "webhook_subscription.rate_limit.requests_per_second",
+      ]);
+    }
   });
 
   it("[B16] keeps the limit per tenant exact under concurrent creates", async () => {

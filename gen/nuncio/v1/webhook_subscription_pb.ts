@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file nuncio/v1/webhook_subscription.proto.
  */
 export const file_nuncio_v1_webhook_subscription: GenFile = /*@__PURE__*/
-  fileDesc("CiRudW5jaW8vdjEvd2ViaG9va19zdWJzY3JpcHRpb24ucHJvdG8SCW51bmNpby52MSL1AwoTV2ViaG9va1N1YnNjcmlwdGlvbhIKCgJpZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSCwoDdXJsGAMgASgJEikKC2V2ZW50X3R5cGVzGAQgAygOMhQubnVuY2lvLnYxLkV2ZW50VHlwZRITCgtkZXNjcmlwdGlvbhgFIAEoCRIrCgVzdGF0ZRgGIAEoDjIcLm51bmNpby52MS5TdWJzY3JpcHRpb25TdGF0ZRIUCgxzdGF0ZV9yZWFzb24YByABKAkSMQoIb3JkZXJpbmcYCCABKA4yHy5udW5jaW8udjEuU3Vic2NyaXB0aW9uT3JkZXJpbmcSLAoMY29udGVudF90eXBlGAkgASgOMhYubnVuY2lvLnYxLkNvbnRlbnRUeXBlEjwKB2hlYWRlcnMYCiADKAsyKy5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbi5IZWFkZXJzRW50cnkSLwoLY3JlYXRlX3RpbWUYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBouCgxIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASqXAQoRU3Vic2NyaXB0aW9uU3RhdGUSIgoeU1VCU0NSSVBUSU9OX1NUQVRFX1VOU1BFQ0lGSUVEEAASHgoaU1VCU0NSSVBUSU9OX1NUQVRFX0VOQUJMRUQQARIdChlTVUJTQ1JJUFRJT05fU1RBVEVfUEFVU0VEEAISHwobU1VCU0NSSVBUSU9OX1NUQVRFX0RJU0FCTEVEEAMqgQEKFFN1YnNjcmlwdGlvbk9yZGVyaW5nEiUKIVNVQlNDUklQVElPTl9PUkRFUklOR19VTlNQRUNJRklFRBAAEiIKHlNVQlNDUklQVElPTl9PUkRFUklOR19QRVJfVVNFUhABEh4KGlNVQlNDUklQVElPTl9PUkRFUklOR19OT05FEAIqZQoLQ29udGVudFR5cGUSHAoYQ09OVEVOVF9UWVBFX1VOU1BFQ0lGSUVEEAASFQoRQ09OVEVOVF9UWVBFX0pTT04QARIhCh1DT05URU5UX1RZUEVfQ0xPVURFVkVOVFNfSlNPThACQi5aLG51bmNpby5kZXYvY2xpZW50cy9nby9nZW4vbnVuY2lvL3YxO251bmNpb3YxYgZwcm90bzM", [file_google_protobuf_timestamp, file_nuncio_v1_event]);
+  fileDesc("CiRudW5jaW8vdjEvd2ViaG9va19zdWJzY3JpcHRpb24ucHJvdG8SCW51bmNpby52MSLQBQoTV2ViaG9va1N1YnNjcmlwdGlvbhIKCgJpZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSCwoDdXJsGAMgASgJEikKC2V2ZW50X3R5cGVzGAQgAygOMhQubnVuY2lvLnYxLkV2ZW50VHlwZRITCgtkZXNjcmlwdGlvbhgFIAEoCRIrCgVzdGF0ZRgGIAEoDjIcLm51bmNpby52MS5TdWJzY3JpcHRpb25TdGF0ZRIUCgxzdGF0ZV9yZWFzb24YByABKAkSMQoIb3JkZXJpbmcYCCABKA4yHy5udW5jaW8udjEuU3Vic2NyaXB0aW9uT3JkZXJpbmcSLAoMY29udGVudF90eXBlGAkgASgOMhYubnVuY2lvLnYxLkNvbnRlbnRUeXBlEjwKB2hlYWRlcnMYCiADKAsyKy5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbi5IZWFkZXJzRW50cnkSLwoLY3JlYXRlX3RpbWUYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIoCgpyYXRlX2xpbWl0GA0gASgLMhQubnVuY2lvLnYxLlJhdGVMaW1pdBIaCg1tYXhfaW5fZmxpZ2h0GA4gASgFSACIAQESNQoRbGFzdF9zdWNjZXNzX3RpbWUYDyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKDGxhc3RfZmFpbHVyZRgQIAEoCzIWLm51bmNpby52MS5MYXN0RmFpbHVyZRIcChRjb25zZWN1dGl2ZV9mYWlsdXJlcxgRIAEoBRouCgxIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIQCg5fbWF4X2luX2ZsaWdodCIoCglSYXRlTGltaXQSGwoTcmVxdWVzdHNfcGVyX3NlY29uZBgBIAEoBSJHCgtMYXN0RmFpbHVyZRIoCgR0aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZkZXRhaWwYAiABKAkqlwEKEVN1YnNjcmlwdGlvblN0YXRlEiIKHlNVQlNDUklQVElPTl9TVEFURV9VTlNQRUNJRklFRBAAEh4KGlNVQlNDUklQVElPTl9TVEFURV9FTkFCTEVEEAESHQoZU1VCU0NSSVBUSU9OX1NUQVRFX1BBVVNFRBACEh8KG1NVQlNDUklQVElPTl9TVEFURV9ESVNBQkxFRBADKoEBChRTdWJzY3JpcHRpb25PcmRlcmluZxIlCiFTVUJTQ1JJUFRJT05fT1JERVJJTkdfVU5TUEVDSUZJRUQQABIiCh5TVUJTQ1JJUFRJT05fT1JERVJJTkdfUEVSX1VTRVIQARIeChpTVUJTQ1JJUFRJT05fT1JERVJJTkdfTk9ORRACKmUKC0NvbnRlbnRUeXBlEhwKGENPTlRFTlRfVFlQRV9VTlNQRUNJRklFRBAAEhUKEUNPTlRFTlRfVFlQRV9KU09OEAESIQodQ09OVEVOVF9UWVBFX0NMT1VERVZFTlRTX0pTT04QAkIuWixudW5jaW8uZGV2L2NsaWVudHMvZ28vZ2VuL251bmNpby92MTtudW5jaW92MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_nuncio_v1_event]);
 
 /**
  * A tenant's wish to have its events sent to a URL.
@@ -67,7 +67,8 @@ export type WebhookSubscription = Message<"nuncio.v1.WebhookSubscription"> & {
   state: SubscriptionState;
 
   /**
-   * Output only: why the state is not ENABLED, for example `paused_by_request`.
+   * Output only: why the state is not ENABLED: `paused_by_request`, `gone` (it answered 410, and nothing had succeeded for a
+   * minute), `failing` (nothing but failure for five days).
    *
    * @generated from field: string state_reason = 7;
    */
@@ -109,6 +110,42 @@ export type WebhookSubscription = Message<"nuncio.v1.WebhookSubscription"> & {
    * @generated from field: google.protobuf.Timestamp update_time = 12;
    */
   updateTime?: Timestamp | undefined;
+
+  /**
+   * How fast requests may begin. Absent: as fast as they come.
+   *
+   * @generated from field: nuncio.v1.RateLimit rate_limit = 13;
+   */
+  rateLimit?: RateLimit | undefined;
+
+  /**
+   * Requests at once, 1–1,000. Absent: what the operator allows (`NUNCIO_MAX_IN_FLIGHT`, 16), which caps it in any case.
+   *
+   * @generated from field: optional int32 max_in_flight = 14;
+   */
+  maxInFlight?: number | undefined;
+
+  /**
+   * Output only: when a delivery last succeeded; of a busy subscription up to ten seconds old. Absent: none has yet.
+   *
+   * @generated from field: google.protobuf.Timestamp last_success_time = 15;
+   */
+  lastSuccessTime?: Timestamp | undefined;
+
+  /**
+   * Output only: the last failed attempt. Absent: none has failed yet.
+   *
+   * @generated from field: nuncio.v1.LastFailure last_failure = 16;
+   */
+  lastFailure?: LastFailure | undefined;
+
+  /**
+   * Output only: failed attempts since the last success, or since the last Resume. After ten in a row, of three events at
+   * least, only one attempt now and then is made, until one succeeds.
+   *
+   * @generated from field: int32 consecutive_failures = 17;
+   */
+  consecutiveFailures: number;
 };
 
 /**
@@ -117,6 +154,55 @@ export type WebhookSubscription = Message<"nuncio.v1.WebhookSubscription"> & {
  */
 export const WebhookSubscriptionSchema: GenMessage<WebhookSubscription> = /*@__PURE__*/
   messageDesc(file_nuncio_v1_webhook_subscription, 0);
+
+/**
+ * A limit over all workers.
+ *
+ * @generated from message nuncio.v1.RateLimit
+ */
+export type RateLimit = Message<"nuncio.v1.RateLimit"> & {
+  /**
+   * Required, 1–10,000. A tenth of a second's worth may begin at once.
+   *
+   * @generated from field: int32 requests_per_second = 1;
+   */
+  requestsPerSecond: number;
+};
+
+/**
+ * Describes the message nuncio.v1.RateLimit.
+ * Use `create(RateLimitSchema)` to create a new message.
+ */
+export const RateLimitSchema: GenMessage<RateLimit> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription, 1);
+
+/**
+ * What the last failed attempt met.
+ *
+ * @generated from message nuncio.v1.LastFailure
+ */
+export type LastFailure = Message<"nuncio.v1.LastFailure"> & {
+  /**
+   * When it was over.
+   *
+   * @generated from field: google.protobuf.Timestamp time = 1;
+   */
+  time?: Timestamp | undefined;
+
+  /**
+   * In a few words, as the attempt's `error_detail`.
+   *
+   * @generated from field: string detail = 2;
+   */
+  detail: string;
+};
+
+/**
+ * Describes the message nuncio.v1.LastFailure.
+ * Use `create(LastFailureSchema)` to create a new message.
+ */
+export const LastFailureSchema: GenMessage<LastFailure> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription, 2);
 
 /**
  * Whether a subscription collects deliveries, and whether it sends them.

@@ -204,7 +204,8 @@ type WebhookSubscription struct {
 	Description string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
 	// Output only.
 	State SubscriptionState `protobuf:"varint,6,opt,name=state,proto3,enum=nuncio.v1.SubscriptionState" json:"state,omitempty"`
-	// Output only: why the state is not ENABLED, for example `paused_by_request`.
+	// Output only: why the state is not ENABLED: `paused_by_request`, `gone` (it answered 410, and nothing had succeeded for a
+	// minute), `failing` (nothing but failure for five days).
 	StateReason string `protobuf:"bytes,7,opt,name=state_reason,json=stateReason,proto3" json:"state_reason,omitempty"`
 	// Default: see SubscriptionOrdering.
 	Ordering SubscriptionOrdering `protobuf:"varint,8,opt,name=ordering,proto3,enum=nuncio.v1.SubscriptionOrdering" json:"ordering,omitempty"`
@@ -217,9 +218,20 @@ type WebhookSubscription struct {
 	// Output only.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Output only.
-	UpdateTime    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
+	// How fast requests may begin. Absent: as fast as they come.
+	RateLimit *RateLimit `protobuf:"bytes,13,opt,name=rate_limit,json=rateLimit,proto3" json:"rate_limit,omitempty"`
+	// Requests at once, 1–1,000. Absent: what the operator allows (`NUNCIO_MAX_IN_FLIGHT`, 16), which caps it in any case.
+	MaxInFlight *int32 `protobuf:"varint,14,opt,name=max_in_flight,json=maxInFlight,proto3,oneof" json:"max_in_flight,omitempty"`
+	// Output only: when a delivery last succeeded; of a busy subscription up to ten seconds old. Absent: none has yet.
+	LastSuccessTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=last_success_time,json=lastSuccessTime,proto3" json:"last_success_time,omitempty"`
+	// Output only: the last failed attempt. Absent: none has failed yet.
+	LastFailure *LastFailure `protobuf:"bytes,16,opt,name=last_failure,json=lastFailure,proto3" json:"last_failure,omitempty"`
+	// Output only: failed attempts since the last success, or since the last Resume. After ten in a row, of three events at
+	// least, only one attempt now and then is made, until one succeeds.
+	ConsecutiveFailures int32 `protobuf:"varint,17,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *WebhookSubscription) Reset() {
@@ -336,11 +348,147 @@ func (x *WebhookSubscription) GetUpdateTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *WebhookSubscription) GetRateLimit() *RateLimit {
+	if x != nil {
+		return x.RateLimit
+	}
+	return nil
+}
+
+func (x *WebhookSubscription) GetMaxInFlight() int32 {
+	if x != nil && x.MaxInFlight != nil {
+		return *x.MaxInFlight
+	}
+	return 0
+}
+
+func (x *WebhookSubscription) GetLastSuccessTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSuccessTime
+	}
+	return nil
+}
+
+func (x *WebhookSubscription) GetLastFailure() *LastFailure {
+	if x != nil {
+		return x.LastFailure
+	}
+	return nil
+}
+
+func (x *WebhookSubscription) GetConsecutiveFailures() int32 {
+	if x != nil {
+		return x.ConsecutiveFailures
+	}
+	return 0
+}
+
+// A limit over all workers.
+type RateLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required, 1–10,000. A tenth of a second's worth may begin at once.
+	RequestsPerSecond int32 `protobuf:"varint,1,opt,name=requests_per_second,json=requestsPerSecond,proto3" json:"requests_per_second,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RateLimit) Reset() {
+	*x = RateLimit{}
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RateLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RateLimit) ProtoMessage() {}
+
+func (x *RateLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
+func (*RateLimit) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RateLimit) GetRequestsPerSecond() int32 {
+	if x != nil {
+		return x.RequestsPerSecond
+	}
+	return 0
+}
+
+// What the last failed attempt met.
+type LastFailure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was over.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// In a few words, as the attempt's `error_detail`.
+	Detail        string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LastFailure) Reset() {
+	*x = LastFailure{}
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LastFailure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LastFailure) ProtoMessage() {}
+
+func (x *LastFailure) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LastFailure.ProtoReflect.Descriptor instead.
+func (*LastFailure) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LastFailure) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *LastFailure) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 var File_nuncio_v1_webhook_subscription_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_webhook_subscription_proto_rawDesc = "" +
 	"\n" +
-	"$nuncio/v1/webhook_subscription.proto\x12\tnuncio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15nuncio/v1/event.proto\"\xf9\x04\n" +
+	"$nuncio/v1/webhook_subscription.proto\x12\tnuncio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15nuncio/v1/event.proto\"\x9f\a\n" +
 	"\x13WebhookSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x10\n" +
@@ -357,10 +505,22 @@ const file_nuncio_v1_webhook_subscription_proto_rawDesc = "" +
 	"\vcreate_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"updateTime\x1a:\n" +
+	"updateTime\x123\n" +
+	"\n" +
+	"rate_limit\x18\r \x01(\v2\x14.nuncio.v1.RateLimitR\trateLimit\x12'\n" +
+	"\rmax_in_flight\x18\x0e \x01(\x05H\x00R\vmaxInFlight\x88\x01\x01\x12F\n" +
+	"\x11last_success_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x0flastSuccessTime\x129\n" +
+	"\flast_failure\x18\x10 \x01(\v2\x16.nuncio.v1.LastFailureR\vlastFailure\x121\n" +
+	"\x14consecutive_failures\x18\x11 \x01(\x05R\x13consecutiveFailures\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01*\x97\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x10\n" +
+	"\x0e_max_in_flight\";\n" +
+	"\tRateLimit\x12.\n" +
+	"\x13requests_per_second\x18\x01 \x01(\x05R\x11requestsPerSecond\"U\n" +
+	"\vLastFailure\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
+	"\x06detail\x18\x02 \x01(\tR\x06detail*\x97\x01\n" +
 	"\x11SubscriptionState\x12\"\n" +
 	"\x1eSUBSCRIPTION_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aSUBSCRIPTION_STATE_ENABLED\x10\x01\x12\x1d\n" +
@@ -388,29 +548,35 @@ func file_nuncio_v1_webhook_subscription_proto_rawDescGZIP() []byte {
 }
 
 var file_nuncio_v1_webhook_subscription_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_nuncio_v1_webhook_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_nuncio_v1_webhook_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_nuncio_v1_webhook_subscription_proto_goTypes = []any{
 	(SubscriptionState)(0),        // 0: nuncio.v1.SubscriptionState
 	(SubscriptionOrdering)(0),     // 1: nuncio.v1.SubscriptionOrdering
 	(ContentType)(0),              // 2: nuncio.v1.ContentType
 	(*WebhookSubscription)(nil),   // 3: nuncio.v1.WebhookSubscription
-	nil,                           // 4: nuncio.v1.WebhookSubscription.HeadersEntry
-	(EventType)(0),                // 5: nuncio.v1.EventType
-	(*timestamppb.Timestamp)(nil), // 6: google.protobuf.Timestamp
+	(*RateLimit)(nil),             // 4: nuncio.v1.RateLimit
+	(*LastFailure)(nil),           // 5: nuncio.v1.LastFailure
+	nil,                           // 6: nuncio.v1.WebhookSubscription.HeadersEntry
+	(EventType)(0),                // 7: nuncio.v1.EventType
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
 }
 var file_nuncio_v1_webhook_subscription_proto_depIdxs = []int32{
-	5, // 0: nuncio.v1.WebhookSubscription.event_types:type_name -> nuncio.v1.EventType
-	0, // 1: nuncio.v1.WebhookSubscription.state:type_name -> nuncio.v1.SubscriptionState
-	1, // 2: nuncio.v1.WebhookSubscription.ordering:type_name -> nuncio.v1.SubscriptionOrdering
-	2, // 3: nuncio.v1.WebhookSubscription.content_type:type_name -> nuncio.v1.ContentType
-	4, // 4: nuncio.v1.WebhookSubscription.headers:type_name -> nuncio.v1.WebhookSubscription.HeadersEntry
-	6, // 5: nuncio.v1.WebhookSubscription.create_time:type_name -> google.protobuf.Timestamp
-	6, // 6: nuncio.v1.WebhookSubscription.update_time:type_name -> google.protobuf.Timestamp
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	7,  // 0: nuncio.v1.WebhookSubscription.event_types:type_name -> nuncio.v1.EventType
+	0,  // 1: nuncio.v1.WebhookSubscription.state:type_name -> nuncio.v1.SubscriptionState
+	1,  // 2: nuncio.v1.WebhookSubscription.ordering:type_name -> nuncio.v1.SubscriptionOrdering
+	2,  // 3: nuncio.v1.WebhookSubscription.content_type:type_name -> nuncio.v1.ContentType
+	6,  // 4: nuncio.v1.WebhookSubscription.headers:type_name -> nuncio.v1.WebhookSubscription.HeadersEntry
+	8,  // 5: nuncio.v1.WebhookSubscription.create_time:type_name -> google.protobuf.Timestamp
+	8,  // 6: nuncio.v1.WebhookSubscription.update_time:type_name -> google.protobuf.Timestamp
+	4,  // 7: nuncio.v1.WebhookSubscription.rate_limit:type_name -> nuncio.v1.RateLimit
+	8,  // 8: nuncio.v1.WebhookSubscription.last_success_time:type_name -> google.protobuf.Timestamp
+	5,  // 9: nuncio.v1.WebhookSubscription.last_failure:type_name -> nuncio.v1.LastFailure
+	8,  // 10: nuncio.v1.LastFailure.time:type_name -> google.protobuf.Timestamp
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_nuncio_v1_webhook_subscription_proto_init() }
@@ -419,13 +585,14 @@ func file_nuncio_v1_webhook_subscription_proto_init() {
 		return
 	}
 	file_nuncio_v1_event_proto_init()
+	file_nuncio_v1_webhook_subscription_proto_msgTypes[0].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nuncio_v1_webhook_subscription_proto_rawDesc), len(file_nuncio_v1_webhook_subscription_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   2,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
