@@ -69,14 +69,14 @@ export const SETTINGS = {
     "127.0.0.1:9090",
     SERVER,
     parseAddress,
-    "Where the server answers `/healthz` and `/readyz`. Keep it off the internet.",
+    "Where the server answers `/healthz`, `/readyz` and `/metrics`. Keep it off the internet.",
   ),
   workerOperationsListen: setting(
     "WORKER_OPERATIONS_LISTEN",
     "127.0.0.1:9091",
     WORKER,
     parseAddress,
-    "Where the worker answers `/healthz` and `/readyz`. Keep it off the internet.",
+    "Where the worker answers `/healthz`, `/readyz` and `/metrics`. Keep it off the internet.",
   ),
   reflection: setting(
     "REFLECTION",

@@ -5,6 +5,7 @@ import { type Config, toAddressPolicy } from "./config.ts";
 import { openSecretBox } from "./core/encryption.ts";
 import { keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
+import { createRegistry } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
 import { openPort } from "./rpc/port.ts";
 import { registerRoutes, routerOptions } from "./rpc/routes.ts";
@@ -46,7 +47,10 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
   });
 
   let waits: readonly string[] = ["the server has not finished starting"];
-  const operations = await openOperationsPort(config.operationsListen, async () => waits);
+  const operations = await openOperationsPort(config.operationsListen, {
+    registry: createRegistry(),
+    findWaits: async () => waits,
+  });
   const deps = {
     orm: db.orm,
     groupCommit,

@@ -7,16 +7,18 @@ import { openSecretBox } from "./core/encryption.ts";
 import type { Uuid } from "./core/ids.ts";
 import { keepConnections } from "./delivery/connections.ts";
 import { listenForDue } from "./delivery/listen.ts";
-import { type LoopEvent, startDeliveryLoop } from "./delivery/loop.ts";
+import { startDeliveryLoop } from "./delivery/loop.ts";
 import { createResolver, shareAnswers } from "./delivery/resolver.ts";
 import { cacheTargets } from "./delivery/targets.ts";
 import { elapse, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
+import { createRegistry, createWorkerMetrics } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
 import { openDatabase } from "./store/database.ts";
 import { dropOutlived, ensurePartitions } from "./store/housekeeping.ts";
 import { findStoreWaits } from "./store/readiness.ts";
 import { checkSecretKeys } from "./store/secret-keys.ts";
+import { countEvent, logEvent } from "./worker-events.ts";
 
 const HOUSEKEEPING_MS = 3_600_000;
 
@@ -34,9 +36,14 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
   });
 
   let loop: ReturnType<typeof startDeliveryLoop> | undefined;
-  const operations = await openOperationsPort(config.workerOperationsListen, async () => {
-    const waits = await findStoreWaits(db.hot);
-    return waits.length > 0 || loop?.isHealthy() ? waits : ["the outbox has not been looked at yet"];
+  const registry = createRegistry();
+  const metrics = createWorkerMetrics(registry);
+  const operations = await openOperationsPort(config.workerOperationsListen, {
+    registry,
+    findWaits: async () => {
+      const waits = await findStoreWaits(db.hot);
+      return waits.length > 0 || loop?.isHealthy() ? waits : ["the outbox has not been looked at yet"];
+    },
   });
   const isReady = await keepTrying(stop, logger, async () => {
     const [wait] = await findStoreWaits(db.hot);
@@ -64,7 +71,10 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       leaseMs: config.leaseMs,
       pollIntervalMs: config.pollIntervalMs,
       orderHoldMs: config.orderHoldMs,
-      onEvent: (event) => logEvent(logger, event),
+      onEvent: (event) => {
+        countEvent(metrics, event);
+        logEvent(logger, event);
+      },
     });
     const running = loop;
     const listener = listenForDue({
@@ -100,45 +110,6 @@ async function housekeep(sql: Sql, config: Config, logger: Logger): Promise<void
     if (dropped.length > 0) logger.info({ dropped }, "housekeeping.dropped");
   } catch (error) {
     logger.warn({ error }, "housekeeping.failed");
-  }
-}
-
-/** One wide line per attempt; ids and figures only. */
-function logEvent(logger: Logger, event: LoopEvent): void {
-  if (event.kind === "failed") {
-    logger.error({ step: event.step, error: event.error }, "delivery.step_failed");
-  } else if (event.kind === "attempted") {
-    const { record, stale } = event;
-    logger.info(
-      {
-        subscriptionKey: record.subscriptionKey,
-        eventKey: record.eventKey,
-        attempt: record.number,
-        outcome: record.outcome.kind,
-        httpStatus: record.outcome.httpStatus,
-        detail: "detail" in record.outcome ? record.outcome.detail : undefined,
-        durationMs: Math.round(record.durationMs),
-        decision: record.decision.kind,
-        delayMs: record.decision.kind === "retry" ? record.decision.delayMs : undefined,
-        endReason: record.decision.kind === "dead_letter" ? record.decision.reason : undefined,
-        stale,
-      },
-      "delivery.attempted",
-    );
-  } else if (event.kind === "ended") {
-    logger.warn({ reason: event.reason, count: event.count }, "delivery.ended");
-  } else if (event.kind === "stranded") {
-    logger.error({ count: event.count }, "delivery.stranded");
-  } else if (event.kind === "released") {
-    logger.info({ count: event.count }, "delivery.released");
-  } else if (event.kind === "lane_failing") {
-    logger.warn({ subscriptionKey: event.lane }, "subscription.failing");
-  } else if (event.kind === "lane_recovered") {
-    logger.info({ subscriptionKey: event.lane }, "subscription.recovered");
-  } else if (event.kind === "lane_disabled") {
-    logger.warn({ subscriptionKey: event.lane, reason: event.reason }, "subscription.disabled");
-  } else if (event.kind === "workers") {
-    logger.info({ count: event.count }, "worker.membership");
   }
 }
 

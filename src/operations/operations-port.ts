@@ -1,14 +1,19 @@
 import { createServer } from "node:http";
+import type { Registry } from "prom-client";
 
-export type Readiness = () => Promise<readonly string[]>;
+export type Operations = {
+  /** What keeps the process from its work; empty when nothing does. */
+  readonly findWaits: () => Promise<readonly string[]>;
+  readonly registry: Registry;
+};
 
 /**
- * `/healthz`: the process answers. `/readyz`: it can do its work; 503 names what it waits for. No credential: it says
- * nothing about anybody's data, and belongs on an address that the internet does not reach.
+ * `/healthz`: the process answers. `/readyz`: it can do its work; 503 names what it waits for. `/metrics`: for Prometheus.
+ * No credential: it says nothing about anybody's data, and belongs on an address that the internet does not reach.
  */
 export async function openOperationsPort(
   address: { host: string; port: number },
-  findWaits: Readiness,
+  { findWaits, registry }: Operations,
 ): Promise<{ port: number; close(): Promise<void> }> {
   const server = createServer((request, response) => {
     const path = request.url?.split("?")[0];
@@ -21,7 +26,12 @@ export async function openOperationsPort(
         (waits) => answer(waits.length === 0 ? 200 : 503, waits.length === 0 ? "ready" : waits.join("\n")),
         () => answer(503, "readiness could not be found out"),
       );
-    } else answer(404, "there are /healthz and /readyz");
+    } else if (path === "/metrics") {
+      registry.metrics().then(
+        (text) => response.writeHead(200, { "content-type": registry.contentType }).end(text),
+        () => answer(500, "the metrics could not be gathered"),
+      );
+    } else answer(404, "there are /healthz, /readyz and /metrics");
   });
   await new Promise<void>((resolve, reject) => {
     server.once("error", (cause) => {

@@ -1,0 +1,70 @@
+import { Counter, collectDefaultMetrics, Gauge, Registry } from "prom-client";
+
+/** For what a process counts, with how it fares itself in it already: CPU, memory, event loop. */
+export function createRegistry(): Registry {
+  const registry = new Registry();
+  collectDefaultMetrics({ register: registry });
+  return registry;
+}
+
+/** What a worker counts. Never a tenant, a subscription or a user in a label: their number has no bound. */
+export type WorkerMetrics = {
+  readonly attempts: Counter<"outcome">;
+  readonly stale: Counter;
+  readonly ended: Counter<"end_reason">;
+  readonly stranded: Counter;
+  readonly released: Counter;
+  readonly failedSteps: Counter<"step">;
+  readonly transitions: Counter<"transition">;
+  readonly workers: Gauge;
+};
+
+export function createWorkerMetrics(registry: Registry): WorkerMetrics {
+  const registers = [registry];
+  return {
+    attempts: new Counter({
+      name: "nuncio_delivery_attempts_total",
+      help: "Requests made to receivers and recorded, by what they met.",
+      labelNames: ["outcome"],
+      registers,
+    }),
+    stale: new Counter({
+      name: "nuncio_stale_records_total",
+      help: "Attempts whose lease had passed on before they were recorded: a worker stood still, or Postgres was away.",
+      registers,
+    }),
+    ended: new Counter({
+      name: "nuncio_deliveries_ended_total",
+      help: "Deliveries that ended, by their end reason; DELIVERED for a 2xx.",
+      labelNames: ["end_reason"],
+      registers,
+    }),
+    stranded: new Counter({
+      name: "nuncio_stranded_deliveries_total",
+      help: "Deliveries that waited in their user's order behind nothing until the sweeper found them. Should stay 0.",
+      registers,
+    }),
+    released: new Counter({
+      name: "nuncio_released_deliveries_total",
+      help: "Claimed deliveries that were handed back without an attempt.",
+      registers,
+    }),
+    failedSteps: new Counter({
+      name: "nuncio_worker_failures_total",
+      help: "Steps of the worker that failed and are tried again, by step.",
+      labelNames: ["step"],
+      registers,
+    }),
+    transitions: new Counter({
+      name: "nuncio_subscription_transitions_total",
+      help: "Subscriptions that began to fail, recovered, or were disabled by us.",
+      labelNames: ["transition"],
+      registers,
+    }),
+    workers: new Gauge({
+      name: "nuncio_workers",
+      help: "Workers that live, as this one sees it.",
+      registers,
+    }),
+  };
+}

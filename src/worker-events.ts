@@ -1,0 +1,91 @@
+import type { LoopEvent } from "./delivery/loop.ts";
+import type { Logger } from "./logger.ts";
+import type { WorkerMetrics } from "./operations/metrics.ts";
+
+/** Counts what happens in the loop. */
+export function countEvent(metrics: WorkerMetrics, event: LoopEvent): void {
+  switch (event.kind) {
+    case "attempted": {
+      const { record, stale } = event;
+      metrics.attempts.inc({ outcome: record.outcome.kind });
+      if (stale) metrics.stale.inc();
+      else if (record.decision.kind === "delivered") metrics.ended.inc({ end_reason: "DELIVERED" });
+      else if (record.decision.kind === "dead_letter") metrics.ended.inc({ end_reason: record.decision.reason });
+      break;
+    }
+    case "ended":
+      metrics.ended.inc({ end_reason: event.reason }, event.count);
+      break;
+    case "stranded":
+      metrics.stranded.inc(event.count);
+      break;
+    case "released":
+      metrics.released.inc(event.count);
+      break;
+    case "failed":
+      metrics.failedSteps.inc({ step: event.step });
+      break;
+    case "lane_failing":
+    case "lane_recovered":
+    case "lane_disabled":
+      metrics.transitions.inc({ transition: event.kind.slice("lane_".length) });
+      break;
+    case "workers":
+      metrics.workers.set(event.count);
+      break;
+    case "looked":
+      break;
+  }
+}
+
+/** One wide line per attempt, and one for whatever else an operator may ask about; ids and figures only. */
+export function logEvent(logger: Logger, event: LoopEvent): void {
+  switch (event.kind) {
+    case "attempted": {
+      const { record, stale } = event;
+      logger.info(
+        {
+          subscriptionKey: record.subscriptionKey,
+          eventKey: record.eventKey,
+          attempt: record.number,
+          outcome: record.outcome.kind,
+          httpStatus: record.outcome.httpStatus,
+          detail: "detail" in record.outcome ? record.outcome.detail : undefined,
+          durationMs: Math.round(record.durationMs),
+          decision: record.decision.kind,
+          delayMs: record.decision.kind === "retry" ? record.decision.delayMs : undefined,
+          endReason: record.decision.kind === "dead_letter" ? record.decision.reason : undefined,
+          stale,
+        },
+        "delivery.attempted",
+      );
+      break;
+    }
+    case "ended":
+      logger.warn({ reason: event.reason, count: event.count }, "delivery.ended");
+      break;
+    case "stranded":
+      logger.error({ count: event.count }, "delivery.stranded");
+      break;
+    case "released":
+      logger.info({ count: event.count }, "delivery.released");
+      break;
+    case "failed":
+      logger.error({ step: event.step, error: event.error }, "delivery.step_failed");
+      break;
+    case "lane_failing":
+      logger.warn({ subscriptionKey: event.lane }, "subscription.failing");
+      break;
+    case "lane_recovered":
+      logger.info({ subscriptionKey: event.lane }, "subscription.recovered");
+      break;
+    case "lane_disabled":
+      logger.warn({ subscriptionKey: event.lane, reason: event.reason }, "subscription.disabled");
+      break;
+    case "workers":
+      logger.info({ count: event.count }, "worker.membership");
+      break;
+    case "looked":
+      break;
+  }
+}
