@@ -37,7 +37,6 @@ export async function fillOutbox(
     role: "nuncio_server",
     connections: 1,
     hotConnections: 1,
-    hotSynchronousCommit: true,
     statementTimeoutMs: 30_000,
   });
   const box = openSecretBox(parseKeyring(SECRET_KEYS), randomBytes);

@@ -26,7 +26,6 @@ const db = openDatabase({
   role: "nuncio_server",
   connections: 1,
   hotConnections: 1,
-  hotSynchronousCommit: true,
   statementTimeoutMs: 30_000,
 });
 try {

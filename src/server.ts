@@ -32,7 +32,6 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
     role: "nuncio_server",
     connections: 6,
     hotConnections: WRITERS + 1,
-    hotSynchronousCommit: true,
     statementTimeoutMs: 5_000,
   });
   const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));

@@ -31,7 +31,6 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     role: "nuncio_worker",
     connections: 1,
     hotConnections: 4,
-    hotSynchronousCommit: false,
     statementTimeoutMs: 5_000,
   });
 

@@ -13,11 +13,6 @@ export type DatabaseOptions = {
   readonly connections: number;
   /** For the hot statements, which have a client of their own: Drizzle changes the parsers of the client it is given. */
   readonly hotConnections: number;
-  /**
-   * Whether a commit waits for the disk. A publish has to; a lost claim or record costs a redelivery and no more
-   * (QUEUE.md, finding 4).
-   */
-  readonly hotSynchronousCommit: boolean;
   readonly statementTimeoutMs: number;
 };
 
@@ -35,6 +30,15 @@ export type Database = {
  */
 export const HOT_SETTINGS = { plan_cache_mode: "force_generic_plan" } as const;
 
+/**
+ * Whether the hot statements of a role wait for the disk when they commit. A publish has to: it is answered after. A lost
+ * claim or record costs a second delivery and no more (QUEUE.md, finding 4).
+ */
+const HOT_COMMIT_WAITS_FOR_DISK: Readonly<Record<DatabaseRole, boolean>> = {
+  nuncio_server: true,
+  nuncio_worker: false,
+};
+
 export function openDatabase(options: DatabaseOptions): Database {
   const connect = (max: number, synchronousCommit: boolean, settings: Readonly<Record<string, string>> = {}) =>
     postgres(options.url.reveal(), {
@@ -51,7 +55,7 @@ export function openDatabase(options: DatabaseOptions): Database {
       },
     });
   const cold = connect(options.connections, true);
-  const hot = connect(options.hotConnections, options.hotSynchronousCommit, HOT_SETTINGS);
+  const hot = connect(options.hotConnections, HOT_COMMIT_WAITS_FOR_DISK[options.role], HOT_SETTINGS);
   return {
     orm: drizzle(cold),
     hot,

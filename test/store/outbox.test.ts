@@ -1,4 +1,5 @@
 import { randomBytes } from "node:crypto";
+import type { Sql } from "postgres";
 import { describe, expect, it } from "vitest";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../../src/store/outbox/claim.ts";
@@ -35,6 +36,14 @@ const expireLease = (lane: number) => db.admin`
   WHERE subscription_key = ${lane} AND lease_token IS NOT NULL`;
 
 const rowsOf = (lane: number) => db.admin`SELECT * FROM nuncio.outbox WHERE subscription_key = ${lane}`;
+
+describe("the hot connections", () => {
+  it("wait for the disk when a publish commits, and only then", async () => {
+    const settings = async (sql: Sql) => (await sql`SHOW synchronous_commit`)[0]?.synchronous_commit;
+    expect(await settings(db.server.hot)).toBe("on");
+    expect(await settings(db.worker.hot)).toBe("off");
+  });
+});
 
 describe("append", () => {
   it("stores the body once with the sequence in its place, and a row per matching subscription", async () => {

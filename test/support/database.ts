@@ -45,7 +45,6 @@ export function openTestDatabase(url: Secret, role: DatabaseRole): Database {
     role,
     connections: 4,
     hotConnections: 3,
-    hotSynchronousCommit: role === "nuncio_server",
     statementTimeoutMs: 10_000,
   });
 }

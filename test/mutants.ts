@@ -1,0 +1,191 @@
+/** The code, broken in one place. */
+export type Mutant = {
+  /** What it does wrong, as whoever runs it would say. */
+  readonly name: string;
+  readonly file: string;
+  /** Stands once in the file. */
+  readonly from: string;
+  readonly to: string;
+  /** Where it ought to be noticed. */
+  readonly tests: readonly string[];
+};
+
+const ORDER_SQL = "drizzle/0007_order_and_endings.sql";
+
+/** Every guarantee that a careless change could take away without anybody seeing it. `npm run mutants` tries each. */
+export const MUTANTS: readonly Mutant[] = [
+  {
+    name: "a record that asks for no token",
+    file: ORDER_SQL,
+    from: `ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
+      AND q.lease_token = a.lease_token
+    ORDER BY`,
+    to: `ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
+    ORDER BY`,
+    tests: ["test/store/outbox.test.ts"],
+  },
+  {
+    name: "a delivery that counts as delivered once its request is written",
+    file: "src/delivery/send.ts",
+    from: `else this.#enter("first_byte");`,
+    to: `else this.#finish({ kind: "delivered", httpStatus: 200 });`,
+    tests: ["test/delivery/loop.test.ts"],
+  },
+  {
+    name: "a request that begins on a lease too short for it",
+    file: "src/core/delivery.ts",
+    from: "const room = leaseRemainingMs - LEASE_MARGIN_MS;",
+    to: "const room = leaseRemainingMs + requestTimeoutMs;",
+    tests: ["test/delivery/loop.test.ts"],
+  },
+  {
+    name: "a worker that relies on NOTIFY",
+    file: "src/delivery/lane-keeper.ts",
+    from: "else this.lanes.sight(sighting, nowMs());\n      }\n      lanes += seen.length;",
+    to: "}\n      lanes += seen.length;",
+    tests: ["test/delivery/loop.test.ts"],
+  },
+  {
+    name: "a record that promotes without the users' locks",
+    file: ORDER_SQL,
+    from: `  failed_keys bigint[];
+BEGIN
+  PERFORM nuncio.lock_users(user_keys);
+`,
+    to: `  failed_keys bigint[];
+BEGIN
+`,
+    tests: ["test/store/interleavings.test.ts"],
+  },
+  {
+    name: "a publish that appends without the users' locks",
+    file: ORDER_SQL,
+    from: `  );
+  PERFORM nuncio.lock_users(user_keys);
+`,
+    to: `  );
+`,
+    tests: ["test/store/interleavings.test.ts"],
+  },
+  {
+    name: "users' locks in any order",
+    file: ORDER_SQL,
+    from: `(SELECT DISTINCT (u.user_key & 8191)::integer AS stripe FROM unnest(user_keys) AS u (user_key)
+    WHERE u.user_key IS NOT NULL ORDER BY 1)`,
+    to: `(SELECT (u.user_key & 8191)::integer AS stripe FROM unnest(user_keys) AS u (user_key)
+    WHERE u.user_key IS NOT NULL ORDER BY random())`,
+    tests: ["test/store/interleavings.test.ts"],
+  },
+  {
+    name: "a commit that does not wait for the disk",
+    file: "src/store/database.ts",
+    from: "nuncio_server: true,",
+    to: "nuncio_server: false,",
+    tests: ["test/store/outbox.test.ts"],
+  },
+  {
+    name: "an end without a dead letter",
+    file: ORDER_SQL,
+    from: "FROM held h WHERE h.end_reason IS NOT NULL",
+    to: "FROM held h WHERE false",
+    tests: ["test/store/outbox.test.ts"],
+  },
+  {
+    name: "a drain that forgets what is not written yet",
+    file: "src/delivery/loop.ts",
+    from: "    await this.#recorder.flush();\n",
+    to: "",
+    tests: ["test/delivery/loop.test.ts"],
+  },
+  {
+    name: "an id that is unique over all tenants",
+    file: "drizzle/0000_create_nuncio.sql",
+    from: `CONSTRAINT "event_ids_tenant_key_event_id_pk" PRIMARY KEY("tenant_key","event_id")`,
+    to: `CONSTRAINT "event_ids_tenant_key_event_id_pk" PRIMARY KEY("event_id")`,
+    tests: ["test/store/outbox.test.ts"],
+  },
+  {
+    name: "a row that may kill workers for ever",
+    file: "src/core/delivery.ts",
+    from: "export const LOST_CLAIMS_ENDED = 10;",
+    to: "export const LOST_CLAIMS_ENDED = 10_000;",
+    tests: ["test/store/outbox.test.ts"],
+  },
+  {
+    name: "a follower that is due at once",
+    file: ORDER_SQL,
+    from: "m.order_key IS NOT NULL AND (m.is_behind OR earlier.found IS NOT NULL) AS waits",
+    to: "m.order_key IS NOT NULL AND m.is_behind AS waits",
+    tests: ["test/store/order.test.ts"],
+  },
+  {
+    name: "an end after which nobody goes on",
+    file: "src/store/outbox/end.ts",
+    from: `nuncio.promote_followers(\${lanes}::integer[], \${userKeys}::bigint[])`,
+    to: `nuncio.promote_followers('{}'::integer[], \${userKeys}::bigint[])`,
+    tests: ["test/store/order.test.ts"],
+  },
+  {
+    name: "who leaves ends what was never tried",
+    file: ORDER_SQL,
+    from: "WHERE q.failures > 0 AND (q.lease_token IS NULL OR q.lease_expires_at <= now())",
+    to: "WHERE (q.lease_token IS NULL OR q.lease_expires_at <= now())",
+    tests: ["test/store/order.test.ts"],
+  },
+  {
+    name: "an order hold that runs on while a subscription is paused",
+    file: "src/store/outbox/end.ts",
+    from: "AND behind.user_sequence > q.user_sequence AND l.stopped_since IS NULL",
+    to: "AND behind.user_sequence > q.user_sequence",
+    tests: ["test/store/order.test.ts"],
+  },
+  {
+    name: "a worker that claims from everybody's lanes",
+    file: "src/delivery/lanes.ts",
+    from: "ownerOf(lane.key, this.#workers) === this.#options.worker",
+    to: "ownerOf(lane.key, this.#workers) !== undefined",
+    tests: ["test/delivery/simulation.test.ts"],
+  },
+  {
+    name: "a breaker that never opens",
+    file: "src/core/breaker.ts",
+    from: "const opens = isProbe || (breaker.openUntilMs === undefined && isFailing);",
+    to: "const opens = isProbe && isFailing && false;",
+    tests: ["test/delivery/simulation.test.ts"],
+  },
+  {
+    name: "a breaker that a single poison event opens",
+    file: "src/core/breaker.ts",
+    from: "failedEvents.length >= EVENTS_TO_OPEN;",
+    to: "true;",
+    tests: ["test/core/lane-rules.test.ts"],
+  },
+  {
+    name: "unproven receivers that may have every slot",
+    file: "src/core/fair-shares.ts",
+    from: "const UNPROVEN_PART = 0.25;",
+    to: "const UNPROVEN_PART = 1;",
+    tests: ["test/delivery/simulation.test.ts"],
+  },
+  {
+    name: "a rate limit that nobody asks",
+    file: "src/delivery/lane.ts",
+    from: "if (this.#limit) room = Math.min(room, Math.floor(refill(this.#limit, nowMs).tokens));",
+    to: "",
+    tests: ["test/delivery/simulation.test.ts"],
+  },
+  {
+    name: "a new owner that forgets what the one before has on its way",
+    file: "src/delivery/lane.ts",
+    from: "if (mustCount) this.#foreign = undefined;",
+    to: "",
+    tests: ["test/delivery/lanes.test.ts"],
+  },
+  {
+    name: "a 410 that disables whatever else succeeds",
+    file: "drizzle/0008_lane_control.sql",
+    from: "AND l.last_success_at > now() - unless_success_ms * interval '1 millisecond');\n  IF NOT FOUND",
+    to: "AND false);\n  IF NOT FOUND",
+    tests: ["test/store/lane-states.test.ts"],
+  },
+];
