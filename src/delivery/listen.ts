@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import postgres, { type Sql } from "postgres";
 import type { Secret } from "../core/secret.ts";
+import { ARRAY_TYPES } from "../store/driver-options.ts";
 import { DUE_CHANNEL, parseDuePayload } from "../store/outbox/wake-up.ts";
 import { pause } from "./pause.ts";
 
@@ -52,6 +53,7 @@ async function listenOnce(options: ListenOptions, signal: AbortSignal): Promise<
   const { heartbeatMs = HEARTBEAT_MS, silenceMs = SILENCE_MS } = options;
   const sql = postgres(options.url.reveal(), {
     max: 1,
+    ...ARRAY_TYPES,
     connect_timeout: 5,
     onnotice: () => undefined,
     connection: { application_name: `${options.role}_listener`, role: options.role },

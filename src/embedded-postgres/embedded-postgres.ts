@@ -119,6 +119,8 @@ function connect(port: number, password: string) {
     password,
     database: "postgres",
     max: 1,
+    // A server that stops while the driver asks for its types would end our process.
+    fetch_types: false,
     connect_timeout: 5,
   });
 }

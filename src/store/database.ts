@@ -2,6 +2,7 @@ import { drizzle, type PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import postgres, { type Sql } from "postgres";
 import { UnavailableError } from "../core/errors.ts";
 import type { Secret } from "../core/secret.ts";
+import { ARRAY_TYPES, closingInSilence } from "./driver-options.ts";
 
 /** The role that a process takes on; `drizzle/*_grant_roles.sql` says what each may do. */
 export type DatabaseRole = "nuncio_server" | "nuncio_worker";
@@ -30,6 +31,9 @@ export type Database = {
  */
 export const HOT_SETTINGS = { plan_cache_mode: "force_generic_plan" } as const;
 
+/** How long after its statement should have been ended a connection may be silent. */
+const SILENCE_MARGIN_MS = 10_000;
+
 /**
  * Whether the hot statements of a role wait for the disk when they commit. A publish has to: it is answered after. A lost
  * claim or record costs a second delivery and no more (QUEUE.md, finding 4).
@@ -45,6 +49,8 @@ export function openDatabase(options: DatabaseOptions): Database {
       max,
       connect_timeout: 5,
       onnotice: () => undefined,
+      ...ARRAY_TYPES,
+      ...closingInSilence(options.statementTimeoutMs + SILENCE_MARGIN_MS),
       connection: {
         application_name: options.role,
         role: options.role,

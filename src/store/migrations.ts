@@ -4,6 +4,7 @@ import { drizzle } from "drizzle-orm/postgres-js";
 import { migrate } from "drizzle-orm/postgres-js/migrator";
 import postgres, { type Sql } from "postgres";
 import type { Secret } from "../core/secret.ts";
+import { ARRAY_TYPES } from "./driver-options.ts";
 
 const FOLDER = fileURLToPath(new URL("../../drizzle", import.meta.url));
 
@@ -15,7 +16,12 @@ const MIGRATION_LOCK = 7_100_000_000n;
  * crash leaves the schema as it was.
  */
 export async function migrateDatabase(url: Secret): Promise<void> {
-  const sql = postgres(url.reveal(), { max: 1, onnotice: () => undefined, connection: { lock_timeout: 10_000 } });
+  const sql = postgres(url.reveal(), {
+    max: 1,
+    ...ARRAY_TYPES,
+    onnotice: () => undefined,
+    connection: { lock_timeout: 10_000 },
+  });
   try {
     await requireUtf8(sql);
     await sql`SET lock_timeout = 0`;

@@ -31,8 +31,8 @@ export async function loadTargets(sql: Sql, box: SecretBox, subscriptionKeys: re
     SELECT s.subscription_key, s.revision, s.tenant_key, t.tenant_id, s.subscription_uuid, s.url, s.content_type,
       s.max_in_flight, s.requests_per_second,
       s.headers_key_id, s.headers_ciphertext,
-      array_agg(k.key_id ORDER BY k.secret_key DESC) AS key_ids,
-      array_agg(encode(k.ciphertext, 'base64') ORDER BY k.secret_key DESC) AS ciphertexts
+      json_agg(k.key_id ORDER BY k.secret_key DESC) AS key_ids,
+      json_agg(encode(k.ciphertext, 'base64') ORDER BY k.secret_key DESC) AS ciphertexts
     FROM nuncio.webhook_subscriptions s
     JOIN nuncio.tenants t ON t.tenant_key = s.tenant_key
     JOIN nuncio.signing_secrets k ON k.subscription_key = s.subscription_key

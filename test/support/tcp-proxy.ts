@@ -9,6 +9,10 @@ export type TcpProxy = {
   silence(direction: "to_target" | "to_client" | "both" | "none"): void;
   /** Ends every connection. */
   cut(): void;
+  /** Passes what comes on new connections; those that are open stay so, and silent for ever. */
+  abandon(): void;
+  /** Holds every answer back for so long, until the end is called. */
+  delay(ms: number): { end(): void };
   /** Nothing passes to the client any more once these bytes have gone to the target; resolves when they have. */
   silenceAfter(bytes: string): Promise<void>;
 };
@@ -16,10 +20,14 @@ export type TcpProxy = {
 /** A TCP proxy in front of Postgres whose connections can go silent, in one direction or both, or be cut. */
 export async function openTcpProxy(target: { hostname: string; port: string }): Promise<TcpProxy> {
   const sockets = new Set<Socket>();
+  let generation = 0;
+  let delayMs = 0;
   let silent = { toTarget: false, toClient: false };
   let trigger: { bytes: string; seen: () => void } | undefined;
   const server = createServer((client) => {
     const upstream = connect(Number(target.port), target.hostname);
+    const born = generation;
+    const isSilent = (direction: "toTarget" | "toClient") => silent[direction] || born < generation;
     for (const socket of [client, upstream]) {
       sockets.add(socket);
       socket.on("error", () => undefined);
@@ -31,10 +39,13 @@ export async function openTcpProxy(target: { hostname: string; port: string }): 
         trigger.seen();
         trigger = undefined;
       }
-      if (!silent.toTarget) upstream.write(data);
+      if (!isSilent("toTarget")) upstream.write(data);
     });
     upstream.on("data", (data) => {
-      if (!silent.toClient) client.write(data);
+      if (isSilent("toClient")) return;
+      // Timers of one length fire in their order: the bytes keep theirs.
+      if (delayMs > 0) setTimeout(() => client.write(data), delayMs);
+      else client.write(data);
     });
     client.on("close", () => upstream.destroy());
     upstream.on("close", () => client.destroy());
@@ -63,6 +74,18 @@ export async function openTcpProxy(target: { hostname: string; port: string }): 
       };
     },
     cut,
+    abandon() {
+      generation += 1;
+      silent = { toTarget: false, toClient: false };
+    },
+    delay(ms) {
+      delayMs = ms;
+      return {
+        end() {
+          delayMs = 0;
+        },
+      };
+    },
     silenceAfter(bytes) {
       return new Promise((seen) => {
         trigger = { bytes, seen };

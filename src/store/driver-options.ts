@@ -1,0 +1,57 @@
+import { connect, type Socket } from "node:net";
+import type postgres from "postgres";
+
+/** A Postgres array of whole numbers or of text as a parameter; text that is one already passes. */
+function toArrayLiteral(members: string | readonly (string | number | null)[]): string {
+  if (typeof members === "string") return members;
+  const texts = members.map((member) => {
+    if (member === null) return "NULL";
+    return typeof member === "number" ? String(member) : `"${member.replace(/["\\]/g, "\\$&")}"`;
+  });
+  return `{${texts.join(",")}}`;
+}
+
+/** An array of whole numbers as it comes from Postgres, without nulls. */
+function parseNumbers(literal: string): number[] {
+  return literal === "{}" ? [] : literal.slice(1, -1).split(",").map(Number);
+}
+
+const OID = { smallintArray: 1005, integerArray: 1007, textArray: 1009 } as const;
+
+const numbers = (oid: number) => ({ to: oid, from: [oid], serialize: toArrayLiteral, parse: parseNumbers });
+
+/**
+ * The array types that we use, told to the driver instead of asked for. Left to itself it asks each new connection, and when
+ * that ends before it has answered, it rejects a promise that nobody holds: the process dies (postgres.js 3.4.9,
+ * `fetchArrayTypes`). Every client of ours needs this.
+ */
+export const ARRAY_TYPES: { fetch_types: false; types: Record<string, postgres.PostgresType> } = {
+  fetch_types: false,
+  types: {
+    smallintArray: numbers(OID.smallintArray),
+    integerArray: numbers(OID.integerArray),
+    // Only ever sent: what comes back as text[] stays text, and Drizzle reads its own.
+    textArray: { to: OID.textArray, from: [], serialize: toArrayLiteral, parse: (literal: string) => literal },
+  },
+};
+
+type Target = { readonly host: readonly string[]; readonly port: readonly number[]; readonly path?: string | false };
+
+/**
+ * Lets the driver's connections end when nothing has come or gone on them for `silenceMs`. A server that vanished without a
+ * word (a machine that lost power, a firewall that forgot the connection) else keeps its statement waiting for as long as
+ * TCP goes on trying, a quarter of an hour: the driver has no time limit of its own. What waits fails as ETIMEDOUT, which
+ * is transient; a connection that was merely idle is opened anew when it is needed.
+ */
+export function closingInSilence(silenceMs: number): Record<string, unknown> {
+  let tries = 0;
+  return {
+    socket({ host, port, path }: Target): Socket {
+      const turn = tries++ % host.length;
+      const socket = path ? connect(path) : connect({ host: host[turn] as string, port: port[turn] as number });
+      return socket.setTimeout(silenceMs, () => {
+        socket.destroy(Object.assign(new Error(`Postgres was silent for ${silenceMs} ms`), { code: "ETIMEDOUT" }));
+      });
+    },
+  };
+}
