@@ -38,10 +38,12 @@ export const ARRAY_TYPES: { fetch_types: false; types: Record<string, postgres.P
 type Target = { readonly host: readonly string[]; readonly port: readonly number[]; readonly path?: string | false };
 
 /**
- * Lets the driver's connections end when nothing has come or gone on them for `silenceMs`. A server that vanished without a
- * word (a machine that lost power, a firewall that forgot the connection) else keeps its statement waiting for as long as
- * TCP goes on trying, a quarter of an hour: the driver has no time limit of its own. What waits fails as ETIMEDOUT, which
- * is transient; a connection that was merely idle is opened anew when it is needed.
+ * Lets the driver's connections end when nothing has come on them for `silenceMs`. A server that vanished without a word (a
+ * machine that lost power, a firewall that forgot the connection) else keeps its statement waiting for as long as TCP goes
+ * on trying, a quarter of an hour: the driver has no time limit of its own. What waits fails as ETIMEDOUT, which is
+ * transient; a connection that was merely idle is opened anew when it is needed.
+ *
+ * What we send ourselves does not count: the driver goes on sending into a connection that answers no more.
  */
 export function closingInSilence(silenceMs: number): Record<string, unknown> {
   let tries = 0;
@@ -49,9 +51,23 @@ export function closingInSilence(silenceMs: number): Record<string, unknown> {
     socket({ host, port, path }: Target): Socket {
       const turn = tries++ % host.length;
       const socket = path ? connect(path) : connect({ host: host[turn] as string, port: port[turn] as number });
-      return socket.setTimeout(silenceMs, () => {
-        socket.destroy(Object.assign(new Error(`Postgres was silent for ${silenceMs} ms`), { code: "ETIMEDOUT" }));
-      });
+      watch(socket, silenceMs);
+      return socket;
     },
   };
+}
+
+const LOOKS_PER_SILENCE = 4;
+
+function watch(socket: Socket, silenceMs: number): void {
+  let seen = socket.bytesRead;
+  let silentLooks = 0;
+  const timer = setInterval(() => {
+    silentLooks = socket.bytesRead === seen ? silentLooks + 1 : 0;
+    seen = socket.bytesRead;
+    if (silentLooks < LOOKS_PER_SILENCE) return;
+    socket.destroy(Object.assign(new Error(`Postgres was silent for ${silenceMs} ms`), { code: "ETIMEDOUT" }));
+  }, silenceMs / LOOKS_PER_SILENCE);
+  timer.unref();
+  socket.once("close", () => clearInterval(timer));
 }

@@ -1,70 +1,11 @@
-import { randomBytes } from "node:crypto";
 import { Code } from "@connectrpc/connect";
-import { beforeAll, describe, expect, it } from "vitest";
-import { openSecretBox, parseKeyring } from "../../src/core/encryption.ts";
-import { Secret } from "../../src/core/secret.ts";
-import { cleanUp } from "../support/clean-up.ts";
-import { openTestDatabase, TEST_SECRET_KEYS, type TestDatabase } from "../support/database.ts";
-import { addSubscription, newTenant } from "../support/fixtures.ts";
+import { describe, expect, it } from "vitest";
 import { useOwnPostgres } from "../support/own-postgres.ts";
-import { type RunningProcess, startServer, startWorker } from "../support/processes.ts";
-import { openReceiver } from "../support/receiver.ts";
-import { openTcpProxy, type TcpProxy } from "../support/tcp-proxy.ts";
-import { startTraffic, type Traffic } from "../support/traffic.ts";
+import { PASSING, startPair, survive as surviveWith } from "../support/survival.ts";
 
 const postgres = useOwnPostgres();
-const QUICK = { NUNCIO_LEASE_MS: "6000", NUNCIO_REQUEST_TIMEOUT_MS: "500", NUNCIO_POLL_INTERVAL_MS: "100" };
-
-let server: RunningProcess & { baseUrl: string };
-let worker: RunningProcess;
-let proxy: TcpProxy;
-let db: TestDatabase;
-
-beforeAll(async () => {
-  proxy = await openTcpProxy(new URL(postgres.url.reveal()));
-  const url = new Secret(proxy.through(postgres.url.reveal()));
-  [server, worker] = await Promise.all([startServer(url, QUICK), startWorker(url, QUICK)]);
-  db = {
-    url: postgres.url,
-    server: openTestDatabase(postgres.url, "nuncio_server"),
-    worker: openTestDatabase(postgres.url, "nuncio_worker"),
-    admin: postgres.admin,
-    box: openSecretBox(parseKeyring(TEST_SECRET_KEYS), randomBytes),
-  };
-  cleanUp(() => Promise.all([db.server.close(), db.worker.close()]));
-});
-
-/** Traffic through a server and a worker while `fault` happens, and all that was promised after it. */
-async function survive(fault: (traffic: Traffic, tenant: string) => Promise<void>): Promise<Traffic> {
-  const tenant = newTenant();
-  const receiver = await openReceiver();
-  await addSubscription(db, tenant, { url: receiver.url });
-  const traffic = startTraffic(server.baseUrl, tenant);
-  await traffic.until(({ accepted }) => accepted.length >= 20);
-  await fault(traffic, tenant);
-  const before = traffic.accepted.length;
-  await traffic.until(({ accepted }) => accepted.length >= before + 20);
-  await traffic.stop();
-
-  const received = () => new Set(receiver.received.map(({ headers }) => headers["webhook-id"]));
-  await receiver.until(() => traffic.accepted.every((id) => received().has(id)));
-  expect([...received()].toSorted()).toEqual([...traffic.accepted].toSorted());
-  const [stored] = await postgres.admin`
-    SELECT count(*)::integer AS events FROM nuncio.events e JOIN nuncio.tenants t USING (tenant_key)
-    WHERE t.tenant_id = ${tenant}`;
-  expect(stored?.events).toBe(traffic.accepted.length);
-  const left = async () =>
-    (
-      await postgres.admin`SELECT FROM nuncio.outbox q JOIN nuncio.tenants t USING (tenant_key) WHERE t.tenant_id = ${tenant}`
-    ).length;
-  await expect.poll(left, { timeout: 20_000 }).toBe(0);
-  // Both are the processes that were started: nobody was needed.
-  expect([server.child.exitCode, worker.child.exitCode]).toEqual([null, null]);
-  return traffic;
-}
-
-/** What a caller may see while Postgres is away: that, or that its own time was up. Never a false OK, never INTERNAL. */
-const PASSING: readonly Code[] = [Code.Unavailable, Code.DeadlineExceeded, Code.ResourceExhausted];
+const pair = startPair(postgres);
+const survive = (fault: Parameters<typeof surviveWith>[1]) => surviveWith(pair, fault);
 
 describe("nothing accepted is lost, everything drains and nobody is needed", { timeout: 100_000 }, () => {
   it("[B09] [B44] when Postgres is killed and comes back", async () => {
@@ -99,10 +40,10 @@ describe("nothing accepted is lost, everything drains and nobody is needed", { t
 
   it("[B44] when it vanishes without a word, its connections left open", async () => {
     const { failures } = await survive(async (traffic) => {
-      proxy.silence("both");
+      pair.proxy.silence("both");
       await traffic.until(({ failures: seen }) => seen.length >= 12);
       // It is there again, and knows nothing of the old connections: they stay silent for ever.
-      proxy.abandon();
+      pair.proxy.abandon();
     });
     expect(failures.filter((code) => !PASSING.includes(code))).toEqual([]);
   });
@@ -111,9 +52,9 @@ describe("nothing accepted is lost, everything drains and nobody is needed", { t
     await survive(async (traffic, tenant) => {
       for (let round = 0; round < 5; round += 1) {
         const before = traffic.accepted.length;
-        await proxy.silenceAfter(tenant);
-        proxy.cut();
-        proxy.silence("none");
+        await pair.proxy.silenceAfter(tenant);
+        pair.proxy.cut();
+        pair.proxy.silence("none");
         await traffic.until(({ accepted }) => accepted.length > before);
       }
     });
@@ -138,7 +79,7 @@ describe("nothing accepted is lost, everything drains and nobody is needed", { t
 
   it("[B09] when it is slow: every answer tells the truth", async () => {
     await survive(async (traffic) => {
-      const delayed = proxy.delay(400);
+      const delayed = pair.proxy.delay(400);
       const before = traffic.accepted.length;
       await traffic.until(({ accepted }) => accepted.length >= before + 20);
       delayed.end();
