@@ -30,7 +30,14 @@ export async function fillOutbox(
     ordering,
     deliveries,
     url,
-  }: { subscriptions: number; ordering: SubscriptionOrdering; deliveries: number; url: string },
+    firstTenant = 0,
+  }: {
+    subscriptions: number;
+    ordering: SubscriptionOrdering;
+    deliveries: number;
+    url: string;
+    firstTenant?: number;
+  },
 ): Promise<void> {
   const db = openDatabase({
     url: new Secret(database.url),
@@ -41,7 +48,7 @@ export async function fillOutbox(
   });
   const box = openSecretBox(parseKeyring(SECRET_KEYS), randomBytes);
   for (let tenant = 0; tenant < subscriptions; tenant++) {
-    await createSubscription(db.orm, box, tenantName(tenant), {
+    await createSubscription(db.orm, box, tenantName(firstTenant + tenant), {
       spec: { url, eventTypes: [], description: "", ordering, contentType: "JSON", headers: {} },
       subscriptionUuid: uuidV7() as Uuid,
       signingSecret: new Secret(formatSigningSecret(randomBytes(32))),
@@ -52,7 +59,7 @@ export async function fillOutbox(
   for (let done = 0; done < deliveries; done += APPEND_GROUP) {
     const count = Math.min(APPEND_GROUP, deliveries - done);
     const rows = Array.from({ length: count }, (_, i) =>
-      appendRow(tenantName((done + i) % subscriptions), `evt_${uuidV7()}`),
+      appendRow(tenantName(firstTenant + ((done + i) % subscriptions)), `evt_${uuidV7()}`),
     );
     await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
   }
