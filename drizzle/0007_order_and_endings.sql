@@ -56,7 +56,7 @@ BEGIN
 END
 $$;
 --> statement-breakpoint
--- What a lane's own clock reads: it stands while nothing is sent by intention.
+-- What a lane's own clock reads: it stands while the subscription is paused or disabled, or its breaker is open.
 CREATE FUNCTION nuncio.lane_clock(lane integer) RETURNS timestamptz
 LANGUAGE sql STABLE SET search_path = pg_catalog
 RETURN coalesce(
@@ -362,6 +362,9 @@ $$;
 --
 -- Users first, then rows by the primary key and locked in its order, ours or not: a row whose token turns out to be
 -- another's after waiting for it stays locked until the end, so that records in an order of their own would deadlock.
+--
+-- Nothing changes a row and leaves its token: a row that was locked in a newer version than the snapshot shows would be
+-- missed by the statements that follow in the same one.
 CREATE FUNCTION nuncio.record_attempts(
   subscription_keys integer[], event_keys uuid[], lease_tokens bigint[], user_keys bigint[], tenant_keys integer[],
   numbers smallint[], started_ms double precision[], durations_ms integer[], outcomes smallint[], http_statuses smallint[],

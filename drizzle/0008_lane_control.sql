@@ -34,7 +34,7 @@ BEGIN
     subscription_key, tenant_key, stopped_since, held_until, breaker_until, breaker_trips, recovering_since,
     last_success_at, last_failure_at, last_failure, consecutive_failures, failing_since)
   SELECT s.subscription_key, s.tenant_key,
-    CASE WHEN s.state <> 1 OR r.breaker_for_ms IS NOT NULL OR r.held_for_ms > 0 THEN now() END,
+    CASE WHEN s.state <> 1 OR r.breaker_for_ms IS NOT NULL THEN now() END,
     now() + r.held_for_ms * interval '1 millisecond', now() + r.breaker_for_ms * interval '1 millisecond', r.breaker_trips,
     now() - r.recovering_for_ms * interval '1 millisecond', now() - r.succeeded_ago_ms * interval '1 millisecond',
     now() - r.failed_ago_ms * interval '1 millisecond', r.failure, r.consecutive_failures,
@@ -45,6 +45,8 @@ BEGIN
       breaker_for_ms, breaker_trips, recovering_for_ms)
   JOIN nuncio.webhook_subscriptions s ON s.subscription_key = r.lane AND s.revision <= r.revision
   ORDER BY s.subscription_key
+  -- Else a Resume that commits while this waits for its lane would be undone: the lock makes the revision judged anew.
+  FOR SHARE OF s
   ON CONFLICT (subscription_key) DO UPDATE SET
     stopped_for = l.stopped_for
       + CASE WHEN excluded.stopped_since IS NULL THEN coalesce(now() - l.stopped_since, '0') ELSE '0' END,

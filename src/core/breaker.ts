@@ -22,6 +22,8 @@ export const FAILURES_TO_OPEN = 10;
 /** … of so many different events: one poison event, tried again and again, says nothing about its receiver. */
 export const EVENTS_TO_OPEN = 3;
 
+/** Counted no further: the pause has long stopped growing. */
+const MOST_TRIPS = 100;
 const FIRST_PAUSE_MS = 5_000;
 const LONGEST_PAUSE_MS = 60_000;
 
@@ -50,7 +52,7 @@ export function afterFailure(
   // What began before it opened and fails after says nothing new.
   const opens = isProbe || (breaker.openUntilMs === undefined && isFailing);
   if (!opens) return { ...breaker, consecutiveFailures, failedEvents };
-  const trips = breaker.trips + 1;
+  const trips = Math.min(breaker.trips + 1, MOST_TRIPS);
   return { consecutiveFailures, failedEvents, trips, openUntilMs: nowMs + pauseMs(trips, circumstances) };
 }
 

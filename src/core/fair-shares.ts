@@ -41,6 +41,11 @@ export function isNoisy(inFlight: number, { total }: Pick<Slots, "total">): bool
   return inFlight >= NOISY_LEAST && inFlight > total * NOISY_PART;
 }
 
+/** How many slots of all those that have not lately succeeded may have together. */
+export function unprovenSlots(total: number): number {
+  return Math.max(1, Math.floor(total * UNPROVEN_PART));
+}
+
 /**
  * Deals the free slots out: first to tenants, those that were not picked for longest first and quiet ones before noisy
  * ones, then among each one's lanes. An even share each, but a handful at least for a lane with more to give, so that who
@@ -53,7 +58,7 @@ export function shareSlots<Lane>(
 ): Share<Lane>[] {
   const shares: Share<Lane>[] = [];
   let left = slots.free;
-  let unprovenLeft = Math.max(1, Math.floor(slots.total * UNPROVEN_PART)) - slots.unproven;
+  let unprovenLeft = unprovenSlots(slots.total) - slots.unproven;
   const roomOf = (lane: Lane) => {
     const room = view.room(lane);
     return room > 0 && !view.isProven(lane) ? Math.min(room, unprovenLeft) : room;

@@ -1,6 +1,7 @@
 import type { Sql } from "postgres";
 import type { Uuid } from "../core/ids.ts";
 import type { DisableReason } from "../core/operational-event.ts";
+import { isTransient } from "../store/database.ts";
 import { disableSubscription, GONE_UNLESS_SUCCESS_MS, type LaneReport, reportLanes } from "../store/lane-states.ts";
 import { countDue, countLeases, getLanes, type LaneSighting, listLanes } from "../store/outbox/lanes.ts";
 import { beat, HEARTBEAT_LIFE_MS, HEARTBEAT_MS, leave } from "../store/workers.ts";
@@ -31,7 +32,8 @@ export type LaneEvent =
 
 const PAGE = 1_000;
 /** A backlog longer than this is spread over the minute as if it were this long. */
-const MOST_COUNTED = 1_000_000;
+const MOST_COUNTED = 100_000;
+const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
 
 /**
@@ -57,12 +59,13 @@ export class LaneKeeper {
 
   wake(keys: readonly number[]): void {
     const now = this.#options.nowMs();
-    for (const key of keys) this.lanes.wake(key, now);
-    this.#mustPrepare = true;
+    for (const key of keys) if (this.lanes.wake(key, now)) this.#mustPrepare = true;
   }
 
   /** Finds out what has to be known before lanes are picked; at once if nothing is missing. */
   prepare(): Promise<void> | undefined {
+    // A heartbeat that hangs: by now the others have taken our lanes over.
+    if (this.#options.nowMs() - this.#beatenAtMs > HEARTBEAT_LIFE_MS) this.lanes.setWorkers([], this.#options.nowMs());
     if (!this.#mustPrepare && !this.#preparing) return undefined;
     this.#preparing ??= this.#prepare().finally(() => {
       this.#preparing = undefined;
@@ -75,20 +78,33 @@ export class LaneKeeper {
     this.#mustPrepare = false;
     const strangers = this.lanes.takeStrangers();
     try {
-      for (let i = 0; i < strangers.length; i += PAGE) {
-        const seen = await getLanes(sql, strangers.slice(i, i + PAGE));
-        for (const sighting of seen) if (!sighting.deleted) this.lanes.sight(sighting, nowMs());
-      }
+      for (let i = 0; i < strangers.length; i += PAGE) await this.#meet(strangers.slice(i, i + PAGE));
       const uncounted = this.lanes.uncounted();
       for (let i = 0; i < uncounted.length; i += PAGE) {
         const keys = uncounted.slice(i, i + PAGE);
+        await this.#meet(keys);
         this.lanes.counted(keys, await countLeases(sql, keys, leaseMs), nowMs());
       }
-      for (const key of this.lanes.unpaced()) this.lanes.pace(key, await countDue(sql, key, MOST_COUNTED), nowMs());
+      await this.#paceSome();
     } catch (error) {
       // The next look at the outbox brings them back.
       this.#options.onEvent({ kind: "failed", step: "lanes", error });
     }
+  }
+
+  async #meet(keys: readonly number[]): Promise<void> {
+    const seen = await getLanes(this.#options.sql, keys);
+    for (const sighting of seen) if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
+  }
+
+  /** A few lanes at a time: the others' claims wait for this. */
+  async #paceSome(): Promise<void> {
+    const unpaced = this.lanes.unpaced();
+    if (unpaced.length === 0) return;
+    const keys = unpaced.slice(0, PACED_AT_ONCE);
+    const waiting = await countDue(this.#options.sql, keys, MOST_COUNTED);
+    for (const key of keys) this.lanes.pace(key, waiting.get(key) ?? 0, this.#options.nowMs());
+    this.#mustPrepare ||= unpaced.length > keys.length;
   }
 
   /** Looks through all lanes with rows; returns how many there are, and which belong to a deleted subscription. */
@@ -146,7 +162,8 @@ export class LaneKeeper {
       for (const report of reports) this.#announce(report);
       for (const lane of failing) await this.#disable(lane, "failing");
     } catch (error) {
-      this.lanes.putBack(reports);
+      // Hints: what Postgres refuses is dropped, so that it keeps nothing else from being told.
+      if (isTransient(error)) this.lanes.putBack(reports);
       onEvent({ kind: "failed", step: "report", error });
     }
   }
@@ -179,20 +196,16 @@ export class LaneKeeper {
         }
       } catch (error) {
         onEvent({ kind: "failed", step: "heartbeat", error });
-        // The others take our lanes over by now.
-        if (nowMs() - this.#beatenAtMs > HEARTBEAT_LIFE_MS) this.lanes.setWorkers([], nowMs());
         pauseMs = FAILURE_PAUSE_MS;
       }
       await pause(pauseMs, this.#stopping.signal);
     }
   }
 
-  /** Leaves the lanes to the others, and writes down the last of what was learned. */
-  async stop(): Promise<void> {
+  /** Leaves the lanes to the others, who count what is still on its way here. */
+  async leave(): Promise<void> {
     this.#stopping.abort();
     await this.#beating;
-    await this.#reporting;
-    await this.report();
     try {
       await leave(this.#options.sql, this.#options.worker);
     } catch (error) {

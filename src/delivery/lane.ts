@@ -79,14 +79,14 @@ export class Lane {
   }
 
   /**
-   * Takes over what others wrote down: all of it if the subscription has changed, or while the lane is not ours. What we
-   * see ourselves of a lane that we own is newer.
+   * Takes over what others wrote down: all of it if the subscription has changed, or until the lane is ours and the leases
+   * of its owner before are counted. What we see ourselves after that is newer.
    */
   adopt(sighting: LaneSighting, { nowMs, maxInFlight }: { nowMs: number; maxInFlight: number }): void {
     this.#usedAtMs = nowMs;
     const isChanged = sighting.revision > this.#revision;
     this.setLimits(sighting, { nowMs, maxInFlight });
-    if (this.isOwned && !isChanged) return;
+    if (this.isOwned && this.#foreign !== undefined && !isChanged) return;
     const at = (inMs: number | undefined) => (inMs === undefined ? Number.NEGATIVE_INFINITY : nowMs + inMs);
     const { breakerForMs, recoveringForMs, failingForMs, succeededAgoMs } = sighting;
     this.#revision = sighting.revision;
@@ -201,6 +201,7 @@ export class Lane {
     this.#takeTokens(found.count - reserved, nowMs);
     this.hasMore = found.count >= reserved;
     if (found.count > 0) this.#sinceMs = found.dueAtMs - LATE_COMMIT_MS;
+    // A later time that it was woken for is forgotten as well: the next look at the outbox brings it back.
     if (!this.hasMore && this.wakes === wakes) this.dueAtMs = Number.POSITIVE_INFINITY;
   }
 
@@ -269,7 +270,7 @@ export class Lane {
 
   /** A report that could not be written is made again. */
   report(event: LaneReport["event"]): void {
-    this.#unreported = { event: event ?? this.#unreported?.event };
+    this.#unreported = { event: this.#unreported?.event ?? event };
   }
 
   /** Whether a success is so recent that it speaks against a 410. */

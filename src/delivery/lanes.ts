@@ -1,4 +1,4 @@
-import { shareSlots } from "../core/fair-shares.ts";
+import { shareSlots, unprovenSlots } from "../core/fair-shares.ts";
 import { ownerOf } from "../core/ownership.ts";
 import type { LaneReport } from "../store/lane-states.ts";
 import type { ClaimedDelivery, LaneQuota } from "../store/outbox/claim.ts";
@@ -41,12 +41,13 @@ export class Lanes {
 
   /**
    * There may be something due at this time. Of a lane that is not known yet, or that was paused when it was last looked
-   * at, something has to be found out first.
+   * at, something has to be found out first: returns whether that is so.
    */
-  wake(key: number, dueAtMs: number): void {
+  wake(key: number, dueAtMs: number): boolean {
     const lane = this.#lanes.get(key);
     if (lane?.isEnabled) lane.wake(dueAtMs);
     else this.#strangers.add(key);
+    return !lane?.isEnabled;
   }
 
   /** Lanes that were woken and of which something has to be found out: each is told once. */
@@ -97,7 +98,7 @@ export class Lanes {
     return this.#lanes.get(key)?.isOwned ?? false;
   }
 
-  /** Lanes whose live leases of others have to be counted before anything begins. */
+  /** Lanes that have become ours, of which the last word of others and their live leases have to be known first. */
   uncounted(): number[] {
     return [...this.#lanes.values()].filter((lane) => lane.isUncounted).map(({ key }) => key);
   }
@@ -169,12 +170,13 @@ export class Lanes {
     }
   }
 
-  /** One row was claimed outside the shares. */
-  claimedAlone(key: number): void {
+  /** One row was claimed outside the shares. False if its lane is not known: then nothing may begin. */
+  claimedAlone(key: number): boolean {
     const lane = this.#lanes.get(key);
-    if (!lane) return;
+    if (!lane) return false;
     lane.inFlight += 1;
     this.#tenantOf(lane).inFlight += 1;
+    return true;
   }
 
   /** One request of the lane is over. Returns whether the other workers should hear of it at once. */
@@ -213,7 +215,10 @@ export class Lanes {
   /** When the next lane that may send comes due; infinite if none is known. */
   nextDueAtMs(nowMs: number): number {
     let next = Number.POSITIVE_INFINITY;
+    const isFull = this.#unprovenInFlight(nowMs) >= unprovenSlots(this.#options.slots);
     for (const lane of this.#lanes.values()) {
+      // One of those in flight has to end first, which is an event of its own.
+      if (isFull && !lane.isProven(nowMs)) continue;
       if (lane.dueAtMs < next) next = Math.min(next, Math.max(lane.dueAtMs, lane.opensAtMs(nowMs)));
     }
     return next;

@@ -58,6 +58,8 @@ export type DeliveryLoop = {
 /** With fewer free slots than this share, a claim waits a moment for more, so that one statement serves many. */
 const WORTH_CLAIMING = 0.25;
 const GATHER_SLOTS_MS = 4;
+/** What seemed due and could not be picked is looked at again after this long. */
+const NOTHING_TO_CLAIM_MS = 20;
 /** A request that begins later than this after its claim could be based on a subscription that has changed since. */
 const STALE_CLAIM_MS = 1_000;
 const FAILURE_PAUSE_MS = 250;
@@ -130,13 +132,16 @@ class Loop implements DeliveryLoop {
     this.#nudgeClaim();
     this.#nudgeLook();
     await Promise.all([this.#claiming, this.#looking]);
+    const left = this.#keeper.leave();
     while (this.#inFlight > 0) {
       await new Promise<void>((resolve) => {
         this.#nudgeDrain = resolve;
       });
     }
     await this.#recorder.flush();
-    await this.#keeper.stop();
+    await Promise.all([left, this.#keeper.report()]);
+    // What came while a report was on its way.
+    await this.#keeper.report();
   }
 
   get #lanes() {
@@ -149,10 +154,10 @@ class Loop implements DeliveryLoop {
 
   async #claimLoop(): Promise<void> {
     while (!this.#isDraining) {
-      await this.#keeper.prepare();
+      await this.#prepare();
       const picks = this.#mayClaim() ? this.#lanes.pick(this.#deps.nowMs(), this.#freeSlots()) : [];
       if (picks.length === 0) {
-        await this.#untilClaimMakesSense();
+        await this.#untilClaimMakesSense(this.#mayClaim() ? NOTHING_TO_CLAIM_MS : 0);
         continue;
       }
       try {
@@ -185,15 +190,24 @@ class Loop implements DeliveryLoop {
     return this.#recorder.pending > this.#deps.concurrency * UNWRITTEN_PER_SLOT;
   }
 
-  /** Until a lane comes due, a slot is worth filling, or someone nudges. */
-  #untilClaimMakesSense(): Promise<void> {
+  /** Again if more has to be found out meanwhile, but not for ever: whoever is known already shall not wait for all. */
+  async #prepare(): Promise<void> {
+    for (let round = 0; round < 3; round += 1) {
+      const preparing = this.#keeper.prepare();
+      if (preparing === undefined) return;
+      await preparing;
+    }
+  }
+
+  /** Until a lane comes due, a slot is worth filling, or someone nudges; `leastMs` unless someone does. */
+  #untilClaimMakesSense(leastMs: number): Promise<void> {
     const now = this.#deps.nowMs();
     const gathered =
       this.#freeSlots() > 0 && !this.#mustWriteFirst()
         ? this.#lastClaimAtMs + GATHER_SLOTS_MS
         : Number.POSITIVE_INFINITY;
     const at = Math.max(this.#lanes.nextDueAtMs(now), gathered);
-    return this.#wait(Math.min(at - now, this.#deps.pollIntervalMs), (nudge) => {
+    return this.#wait(Math.max(leastMs, Math.min(at - now, this.#deps.pollIntervalMs)), (nudge) => {
       this.#nudgeClaim = nudge;
     });
   }
@@ -326,7 +340,11 @@ class Loop implements DeliveryLoop {
     this.#quarantined += 1;
     this.#keeper.wake([claimed.subscriptionKey]);
     await this.#keeper.prepare();
-    this.#lanes.claimedAlone(claimed.subscriptionKey);
+    if (!this.#lanes.claimedAlone(claimed.subscriptionKey)) {
+      this.#quarantined -= 1;
+      await this.#release([claimed]);
+      return;
+    }
     await this.#begin([claimed], sentAtMs, () => {
       this.#quarantined -= 1;
       this.#nudgeLook();

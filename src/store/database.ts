@@ -56,6 +56,8 @@ export function openDatabase(options: DatabaseOptions): Database {
         role: options.role,
         statement_timeout: options.statementTimeoutMs,
         idle_in_transaction_session_timeout: 10_000,
+        // Each statement of the hot functions has to see what was committed before it began.
+        default_transaction_isolation: "read committed",
         synchronous_commit: synchronousCommit ? "on" : "off",
         ...settings,
       },

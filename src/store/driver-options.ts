@@ -52,20 +52,41 @@ export function closingInSilence(silenceMs: number): Record<string, unknown> {
       const turn = tries++ % host.length;
       const socket = path ? connect(path) : connect({ host: host[turn] as string, port: port[turn] as number });
       watch(socket, silenceMs);
-      return socket;
+      // From here the driver takes the name that TLS sends along.
+      return path ? socket : Object.assign(socket, { host: host[turn], port: port[turn] });
     },
   };
 }
 
-const LOOKS_PER_SILENCE = 4;
+/** So many looks in a row without an answer are the silence. */
+export const LOOKS_PER_SILENCE = 4;
+
+/** How many bytes a connection has got and sent, and since how many looks it is silent. */
+export type Listening = {
+  readonly bytesRead: number;
+  readonly bytesWritten: number;
+  readonly isAsked: boolean;
+  readonly silentLooks: number;
+};
+
+/** The silence begins with the first question that nothing has answered, not with the answer before it. */
+export function lookAgain(before: Listening, now: Pick<Socket, "bytesRead" | "bytesWritten">): Listening {
+  const { bytesRead, bytesWritten } = now;
+  const hasAnswered = bytesRead !== before.bytesRead;
+  const isFirstQuestion = !hasAnswered && !before.isAsked && bytesWritten !== before.bytesWritten;
+  return {
+    bytesRead,
+    bytesWritten,
+    isAsked: !hasAnswered && (before.isAsked || isFirstQuestion),
+    silentLooks: hasAnswered || isFirstQuestion ? 0 : before.silentLooks + 1,
+  };
+}
 
 function watch(socket: Socket, silenceMs: number): void {
-  let seen = socket.bytesRead;
-  let silentLooks = 0;
+  let listening: Listening = { bytesRead: 0, bytesWritten: 0, isAsked: false, silentLooks: 0 };
   const timer = setInterval(() => {
-    silentLooks = socket.bytesRead === seen ? silentLooks + 1 : 0;
-    seen = socket.bytesRead;
-    if (silentLooks < LOOKS_PER_SILENCE) return;
+    listening = lookAgain(listening, socket);
+    if (listening.silentLooks < LOOKS_PER_SILENCE) return;
     socket.destroy(Object.assign(new Error(`Postgres was silent for ${silenceMs} ms`), { code: "ETIMEDOUT" }));
   }, silenceMs / LOOKS_PER_SILENCE);
   timer.unref();

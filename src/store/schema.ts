@@ -179,7 +179,7 @@ export const laneStates = nuncio.table("lane_states", {
   subscriptionKey: integer("subscription_key").primaryKey(),
   tenantKey: integer("tenant_key").notNull(),
   /**
-   * The lane's own clock stands while nothing is sent by intention: paused, disabled, held, breaker open. It reads
+   * The lane's own clock stands while the subscription is paused or disabled, or its breaker is open. It reads
    * `coalesce(stopped_since, now()) - stopped_for`, and is what `order_hold` is measured with.
    */
   stoppedSince: time("stopped_since"),

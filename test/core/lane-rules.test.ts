@@ -100,6 +100,12 @@ describe("the breaker", () => {
     }
   });
 
+  it("counts its trips no further than a smallint and the pause need", () => {
+    let breaker = failAll(TEN);
+    for (let i = 0; i < 200; i += 1) breaker = fail(breaker, "a", breaker.openUntilMs);
+    expect(breaker.trips).toBe(100);
+  });
+
   it("takes no notice of what began before it opened and fails after", () => {
     const open = failAll(TEN);
     expect(fail(open, "z", 4_999)).toMatchObject({ openUntilMs: 5_000, trips: 1 });

@@ -162,7 +162,8 @@ describe("Retry-After", () => {
     expect(rows.map(({ attempt }) => attempt)).toEqual([0, 0, 0, 0, 1]);
     const held = await stateOf(lane);
     expect(held?.held_until.getTime()).toBeGreaterThan(Date.now() + 1_700_000);
-    expect(held?.stopped_since).not.toBeNull();
+    // Its clock runs on: a hold of an hour is no excuse for one event to hold back a user for longer.
+    expect(held?.stopped_since).toBeNull();
     await db.admin`DELETE FROM nuncio.outbox`;
   });
 });

@@ -262,6 +262,23 @@ describe("a lane", () => {
     expect(lanes.pick(20_000, 100)).toMatchObject([{ quota: 10 }]);
   });
 
+  it("takes over, when it becomes ours, what its owner before has just written down", () => {
+    const lanes = new Lanes({ worker: ME, slots: SLOTS, maxInFlight: 10, leaseMs: 25_000 });
+    lanes.setWorkers([ME, "other"], -1_000_000);
+    const foreign = Array.from({ length: 40 }, (_, i) => i + 1).find(
+      (lane) => ownerOf(lane, [ME, "other"]) === "other",
+    );
+    const key = foreign as number;
+    lanes.sight(sighting(key, { dueInMs: 0 }), 0);
+    lanes.setWorkers([ME], 1_000);
+    expect(lanes.pick(1_000, 100)).toEqual([]);
+    expect(lanes.uncounted()).toEqual([key]);
+    lanes.sight(sighting(key, { dueInMs: 0, heldForMs: 60_000 }), 1_000);
+    lanes.counted([key], [], 1_000);
+    expect(lanes.pick(60_999, 100)).toEqual([]);
+    expect(lanes.pick(61_000, 100)).toMatchObject([{ lane: key }]);
+  });
+
   it("[B25] has no more in flight than its subscription says, and the operator's bound caps that", () => {
     const lanes = ownLanes(16);
     lanes.sight(sighting(1, { dueInMs: 0, maxInFlight: 3 }), 0);
@@ -366,6 +383,8 @@ describe("a lane", () => {
       0,
     );
     expect(lanes.pick(0, 48)).toEqual([]);
+    // Nothing to wait for but the end of a request, which is a nudge of its own.
+    expect(lanes.nextDueAtMs(0)).toBe(Number.POSITIVE_INFINITY);
     lanes.sight(sighting(21, { dueInMs: 0 }), 0);
     expect(lanes.pick(0, 48)).toMatchObject([{ lane: 21, quota: 16 }]);
   });
@@ -377,6 +396,11 @@ describe("a lane", () => {
     expect(lanes.takeReports(0)).toEqual([]);
     lanes.putBack(reports);
     expect(lanes.takeReports(0)).toMatchObject([{ event: "subscription.failing" }]);
+    // What has happened since is not overwritten by what could not be written before.
+    lanes.claimed(lanes.pick(5_000, 100), deliveries(1, 1), 5_000);
+    succeed(lanes, 1, 5_000);
+    lanes.putBack(reports);
+    expect(lanes.takeReports(5_000)).toMatchObject([{ event: "subscription.recovered" }]);
   });
 
   it("need not be told of for each of its successes", () => {

@@ -52,7 +52,7 @@ describe("a report on a lane", () => {
     expect(row).toMatchObject({ last_failure: "HTTP 429", consecutive_failures: 2 });
   });
 
-  it("lets the lane's clock stand while it is held or its breaker is open, and go on after", async () => {
+  it("lets the lane's clock stand while its breaker is open, and go on after; a hold does not stop it", async () => {
     const { lane } = await addSubscription(db, newTenant());
     await write(report(lane, { breakerForMs: 5_000, breakerTrips: 1, consecutiveFailures: 10 }));
     await age(lane, 30 * MINUTE);
@@ -64,7 +64,25 @@ describe("a report on a lane", () => {
     expect(row?.behind_ms).toBeGreaterThan(29 * MINUTE);
     expect(row?.behind_ms).toBeLessThan(31 * MINUTE);
     await write(report(lane, { heldForMs: MINUTE }));
-    expect((await stored(lane))?.stopped_since).not.toBeNull();
+    expect((await stored(lane))?.stopped_since).toBeNull();
+  });
+
+  it("does not undo a Resume that commits while it waits for the lane", async () => {
+    const tenant = newTenant();
+    const { lane, uuid } = await addSubscription(db, tenant);
+    await pauseSubscription(db.server.orm, tenant, uuid);
+    const late = report(lane, { revision: 2, heldForMs: 60 * MINUTE, breakerForMs: 30_000, consecutiveFailures: 13 });
+    let reporting: Promise<unknown> | undefined;
+    await db.server.orm.transaction(async (tx) => {
+      await resumeSubscription(tx as unknown as typeof db.server.orm, tenant, uuid);
+      reporting = write(late);
+      const waits = async () =>
+        (await db.admin`SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%report_lanes%'`)
+          .length;
+      await expect.poll(waits).toBe(1);
+    });
+    await reporting;
+    expect(await stored(lane)).toMatchObject({ held_until: null, breaker_until: null, stopped_since: null });
   });
 
   it("is forgotten if the subscription has changed since", async () => {

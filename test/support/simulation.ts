@@ -359,6 +359,7 @@ class SimulatedWorker {
     const world = this.#world;
     for (const lane of this.#lanes.takeStrangers()) this.#lanes.sight(world.sighting(lane), world.nowMs);
     const uncounted = this.#lanes.uncounted();
+    for (const lane of uncounted) this.#lanes.sight(world.sighting(lane), world.nowMs);
     const leases = uncounted.map((lane) => ({ lane, ...world.leases(lane) }));
     this.#lanes.counted(uncounted, leases, world.nowMs);
     for (const lane of this.#lanes.unpaced()) this.#lanes.pace(lane, world.due(lane), world.nowMs);

@@ -110,14 +110,17 @@ async function sight(sql: Sql, lanes: PendingQuery<Row[]>): Promise<LaneSighting
   }));
 }
 
-/** How many rows of the lane are due now, counted up to `limit`. Served by `outbox_due`. */
-export async function countDue(sql: Sql, lane: number, limit: number): Promise<number> {
-  const [row] = await sql<{ due: number }[]>`
-    SELECT count(*)::integer AS due FROM (
-      SELECT FROM nuncio.outbox q WHERE q.subscription_key = ${lane}::integer AND q.next_at <= now()
-      LIMIT ${limit}::integer
+/** How many rows of each lane are due now, counted up to `limit` each. Served by `outbox_due`. */
+export async function countDue(sql: Sql, lanes: readonly number[], limit: number): Promise<Map<number, number>> {
+  const rows = await sql<{ lane: number; due: number }[]>`
+    SELECT k.lane, waiting.due
+    FROM unnest(${lanes as number[]}::integer[]) AS k (lane)
+    CROSS JOIN LATERAL (
+      SELECT count(*)::integer AS due FROM (
+        SELECT FROM nuncio.outbox q WHERE q.subscription_key = k.lane AND q.next_at <= now() LIMIT ${limit}::integer
+      ) AS some_of_them
     ) AS waiting`;
-  return row?.due ?? 0;
+  return new Map(rows.map(({ lane, due }) => [lane, due]));
 }
 
 /** The live leases of these lanes, which some worker holds, and how long the last of them lasts. */
