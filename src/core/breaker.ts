@@ -17,7 +17,7 @@ export type Breaker = {
 
 export const CLOSED: Breaker = { consecutiveFailures: 0, failedEvents: [], trips: 0, openUntilMs: undefined };
 
-/** Opens after so many failures in a row: a receiver that fails three times in ten does so once in 170,000 requests … */
+/** Opens after so many failures in a row: a receiver that fails three times in ten does so once in 240,000 requests … */
 export const FAILURES_TO_OPEN = 10;
 /** … of so many different events: one poison event, tried again and again, says nothing about its receiver. */
 export const EVENTS_TO_OPEN = 3;
