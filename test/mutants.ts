@@ -121,8 +121,8 @@ BEGIN
   {
     name: "an end after which nobody goes on",
     file: "src/store/outbox/end.ts",
-    from: `nuncio.promote_followers(\${lanes}::integer[], \${userKeys}::bigint[])`,
-    to: `nuncio.promote_followers('{}'::integer[], \${userKeys}::bigint[])`,
+    from: "promoted: await promoteFollowers(tx, candidates)",
+    to: "promoted: await promoteFollowers(tx, [])",
     tests: ["test/store/order.test.ts"],
   },
   {

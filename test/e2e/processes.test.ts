@@ -1,8 +1,5 @@
-import { createClient } from "@connectrpc/connect";
-import { createConnectTransport } from "@connectrpc/connect-node";
 import { describe, expect, it } from "vitest";
 import { EventType } from "../../gen/nuncio/v1/event_pb.ts";
-import { EventService } from "../../gen/nuncio/v1/event_service_pb.ts";
 import { UserStatus } from "../../gen/nuncio/v1/user_pb.ts";
 import { Secret } from "../../src/core/secret.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
@@ -10,26 +7,12 @@ import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
 import { spawnProcess, startServer, startWorker } from "../support/processes.ts";
 import { openReceiver } from "../support/receiver.ts";
-import { OPERATOR_KEY } from "../support/service.ts";
 import { openTcpProxy } from "../support/tcp-proxy.ts";
+import { eventsClient } from "../support/traffic.ts";
 
 const db = useDatabase();
 /** Short, so that a killed worker's rows come back while a test waits: lease ≥ timeout + 5 s. */
 const QUICK = { NUNCIO_LEASE_MS: "6000", NUNCIO_REQUEST_TIMEOUT_MS: "500", NUNCIO_POLL_INTERVAL_MS: "100" };
-
-function eventsClient(baseUrl: string) {
-  const transport = createConnectTransport({
-    baseUrl,
-    httpVersion: "2",
-    interceptors: [
-      (next) => (request) => {
-        request.header.set("authorization", `Bearer ${OPERATOR_KEY}`);
-        return next(request);
-      },
-    ],
-  });
-  return createClient(EventService, transport);
-}
 
 const created = (tenantId: string, id: string) => ({
   id,

@@ -3,6 +3,7 @@ import { type EndReason, LOST_CLAIMS_ENDED, toEndReasonCode } from "../../core/d
 import type { Uuid } from "../../core/ids.ts";
 import { toArrayText } from "../array-text.ts";
 import type { BigintText, ClaimedDelivery } from "./claim.ts";
+import { lockUsers, promoteFollowers } from "./promote.ts";
 
 /** How many deliveries have ended, and the lanes where that made the next one of a user due. */
 export type Ended = { readonly count: number; readonly promoted: readonly number[] };
@@ -60,7 +61,7 @@ export async function endExpiredDeliveries(sql: Sql, limit: number): Promise<End
 
 /**
  * Ends up to `limit` failing deliveries that have held others of their user back for `orderHoldMs`, measured while one
- * waited and by the lane's own clock: it stands while nothing is sent by intention, and then nothing ends.
+ * waited and by the lane's own clock: it stands while the lane is paused, disabled or broken, and then nothing ends.
  */
 export async function endHoldingDeliveries(sql: Sql, orderHoldMs: number, limit: number): Promise<Ended> {
   const hasHeldTooLong: Condition = (tx) => {
@@ -112,15 +113,13 @@ async function end(
   condition: Condition,
   uncountedAttempts = 0,
 ): Promise<Ended> {
-  const lanes = toArrayText(candidates, (row) => row.subscription_key);
-  const userKeys = toArrayText(candidates, (row) => row.user_key);
   return sql.begin(async (tx) => {
-    await tx`SELECT nuncio.lock_users(${userKeys}::bigint[])`;
+    await lockUsers(tx, candidates);
     const ended = await tx`
       WITH ending AS (
         SELECT q.ctid AS place
         FROM unnest(
-          ${lanes}::integer[],
+          ${toArrayText(candidates, (row) => row.subscription_key)}::integer[],
           ${toArrayText(candidates, (row) => row.event_key)}::uuid[],
           ${toArrayText(candidates, (row) => row.lease_token)}::bigint[]
         ) AS c (subscription_key, event_key, lease_token)
@@ -136,8 +135,6 @@ async function end(
       SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode(reason)}::smallint FROM gone
       ON CONFLICT (subscription_key, event_key) DO UPDATE
         SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason`;
-    const promoted = await tx<{ lane: number }[]>`
-      SELECT lane FROM nuncio.promote_followers(${lanes}::integer[], ${userKeys}::bigint[]) AS lane`;
-    return { count: ended.count, promoted: promoted.map(({ lane }) => lane) };
+    return { count: ended.count, promoted: await promoteFollowers(tx, candidates) };
   });
 }

@@ -1,6 +1,25 @@
-import type { Sql } from "postgres";
+import type { Sql, TransactionSql } from "postgres";
 import { toArrayText } from "../array-text.ts";
 import type { BigintText } from "./claim.ts";
+
+type Place = { readonly subscription_key: number; readonly user_key: BigintText | null };
+
+/**
+ * Makes due what has become the first of its user in each of these lanes, and returns the lanes where that happened. The
+ * transaction holds the users' locks.
+ */
+export async function promoteFollowers(tx: TransactionSql, places: readonly Place[]): Promise<readonly number[]> {
+  const promoted = await tx<{ lane: number }[]>`
+    SELECT lane FROM nuncio.promote_followers(
+      ${toArrayText(places, (place) => place.subscription_key)}::integer[],
+      ${toArrayText(places, (place) => place.user_key)}::bigint[]) AS lane`;
+  return promoted.map(({ lane }) => lane);
+}
+
+/** Locks the users of these places until the transaction ends: before any row. */
+export async function lockUsers(tx: TransactionSql, places: readonly Place[]): Promise<void> {
+  await tx`SELECT nuncio.lock_users(${toArrayText(places, (place) => place.user_key)}::bigint[])`;
+}
 
 /**
  * Makes due what waits behind nothing, for up to `limit` users, and returns the lanes where it found such. It should find
@@ -10,8 +29,8 @@ import type { BigintText } from "./claim.ts";
  * One pass over the outbox for rows that wait, and one index descent for each user among them.
  */
 export async function promoteStranded(sql: Sql, limit: number): Promise<readonly number[]> {
-  const stranded = await sql<{ lane: number; user_key: BigintText }[]>`
-    SELECT w.subscription_key AS lane, w.user_key
+  const stranded = await sql<Place[]>`
+    SELECT w.subscription_key, w.user_key
     FROM (SELECT DISTINCT q.subscription_key, q.user_key FROM nuncio.outbox q WHERE q.next_at = 'infinity') AS w
     CROSS JOIN LATERAL (
       SELECT q.next_at FROM nuncio.outbox q
@@ -20,12 +39,8 @@ export async function promoteStranded(sql: Sql, limit: number): Promise<readonly
     WHERE first.next_at = 'infinity'
     LIMIT ${limit}::integer`;
   if (stranded.length === 0) return [];
-  const userKeys = toArrayText(stranded, (row) => row.user_key);
   return sql.begin(async (tx) => {
-    await tx`SELECT nuncio.lock_users(${userKeys}::bigint[])`;
-    const promoted = await tx<{ lane: number }[]>`
-      SELECT lane FROM nuncio.promote_followers(
-        ${toArrayText(stranded, (row) => row.lane)}::integer[], ${userKeys}::bigint[]) AS lane`;
-    return promoted.map(({ lane }) => lane);
+    await lockUsers(tx, stranded);
+    return promoteFollowers(tx, stranded);
   });
 }
