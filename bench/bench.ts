@@ -17,6 +17,11 @@ export type Size = {
   readonly calls: number;
   readonly batches: number;
   readonly latencySeconds: number;
+  /** Rows of the row `backlog`: what was delivered before, and what waits for a dead receiver. */
+  readonly finished: number;
+  readonly pending: number;
+  /** How long the row `pinned` keeps a transaction open. */
+  readonly pinnedSeconds: number;
 };
 
 /** One line of the table. `value` is what the target speaks of: a ratio, a rate, a time. */

@@ -1,19 +1,20 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Sql } from "postgres";
-import type { SubscriptionOrdering } from "../src/core/subscription.ts";
 import { type Bench, sharedNowMs } from "./bench.ts";
 import { cpuMs } from "./cpu.ts";
-import { fillOutbox, startWorker } from "./nuncio.ts";
+import { type Filling, fillOutbox, startWorker } from "./nuncio.ts";
+import type { BenchDatabase } from "./postgres.ts";
 
 /** Requests after which a contestant counts as warm: its code is compiled and its sockets are open. */
 export const WARM_UP_SHARE = 0.25;
 const EMPTY_POLL_MS = 10;
+/** So much log says that the first claims are written: from here on the CPU counts. */
+const FIRST_CLAIMS_BYTES = 65_536;
 
-export type DrainOptions = {
-  readonly subscriptions: number;
-  readonly ordering: SubscriptionOrdering;
+export type DrainOptions = Pick<Filling, "subscriptions" | "ordering" | "spread"> & {
   /** Undefined: the default of the setting. */
-  readonly maxInFlight: number | undefined;
+  readonly maxInFlight?: number | undefined;
+  readonly workers?: number;
 };
 
 /** What one emptying of a full outbox cost; the figures per delivery leave the warm-up out where that can be told. */
@@ -25,36 +26,47 @@ export type Drain = {
   readonly postgresCpuUs: number;
 };
 
-/** Fills an outbox, lets a worker process empty it, and measures from the end of the warm-up to the last record. */
-export async function drainOutbox(
-  bench: Bench,
-  { subscriptions, ordering, maxInFlight }: DrainOptions,
-): Promise<Drain> {
+/** Fills an outbox of its own and lets worker processes empty it. */
+export async function drainOutbox(bench: Bench, options: DrainOptions): Promise<Drain> {
   const { postgres, receiver, size } = bench;
-  const { deliveries } = size;
-  const warmUp = Math.round(deliveries * WARM_UP_SHARE);
   const database = await postgres.createDatabase({ migrated: true });
-  await fillOutbox(database, { subscriptions, ordering, deliveries, url: receiver.url });
+  await fillOutbox(database, { ...options, deliveries: size.deliveries, url: receiver.url });
+  const drain = await measureDrain(bench, database, options);
+  await database.drop();
+  return drain;
+}
+
+/**
+ * Starts workers on an outbox that has `size.deliveries` rows to be delivered, and measures from the end of the warm-up to
+ * the last record. `rows` says which rows those are, where there are others.
+ */
+export async function measureDrain(
+  { postgres, receiver, size: { deliveries } }: Bench,
+  database: BenchDatabase,
+  { maxInFlight, workers: count = 1, rows = "true" }: Pick<DrainOptions, "maxInFlight" | "workers"> & { rows?: string },
+): Promise<Drain> {
+  const warmUp = Math.round(deliveries * WARM_UP_SHARE);
   await database.admin`VACUUM ANALYZE`;
 
   const { received } = await receiver.expect({ warmUp, total: deliveries, keepArrivals: false });
   const before = await readCounters(database.admin);
-  const worker = await startWorker(database, { maxInFlight, awaitReady: false });
+  const start = () => startWorker(database, { maxInFlight, awaitReady: false });
+  const workers = await Promise.all(Array.from({ length: count }, start));
+  const workersMs = async () => sum(await Promise.all(workers.map(({ pid }) => cpuMs(pid))));
   let looks = await untilEmpty(
     database.admin,
-    "(SELECT 1 WHERE NOT EXISTS (SELECT FROM nuncio.delivery_attempts)) AS none",
+    `(SELECT 1 WHERE pg_current_wal_lsn() < '${before.wal}'::pg_lsn + ${FIRST_CLAIMS_BYTES}) AS none`,
   );
-  const atWarm = { workerMs: await cpuMs(worker.pid), postgresMs: await postgres.cpuMs() };
+  const atWarm = { workerMs: await workersMs(), postgresMs: await postgres.cpuMs() };
   const { warmAtMs } = await received;
-  looks += await untilEmpty(database.admin, "nuncio.outbox");
+  looks += await untilEmpty(database.admin, "nuncio.outbox", rows);
   const emptyAtMs = sharedNowMs();
-  const atEnd = { workerMs: await cpuMs(worker.pid), postgresMs: await postgres.cpuMs() };
+  const atEnd = { workerMs: await workersMs(), postgresMs: await postgres.cpuMs() };
   const [{ wal } = { wal: "0/0" }] = await database.admin<{ wal: string }[]>`SELECT pg_current_wal_lsn() AS wal`;
   looks += 1;
-  await worker.stop();
+  await Promise.all(workers.map((worker) => worker.stop()));
   const after = await readCounters(database.admin);
   const walBytes = await walBetween(database.admin, before.wal, wal);
-  await database.drop();
 
   return {
     deliveriesPerSecond: ((deliveries - warmUp) / (emptyAtMs - warmAtMs)) * 1_000,
@@ -63,6 +75,10 @@ export async function drainOutbox(
     workerCpuUs: ((atEnd.workerMs - atWarm.workerMs) * 1_000) / deliveries,
     postgresCpuUs: ((atEnd.postgresMs - atWarm.postgresMs) * 1_000) / deliveries,
   };
+}
+
+function sum(values: readonly number[]): number {
+  return values.reduce((total, value) => total + value, 0);
 }
 
 /** Resolves when the table has no row (that matches), with the number of looks that took. */

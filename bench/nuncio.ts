@@ -22,23 +22,36 @@ export function tenantName(number: number): string {
   return `tenant_${number}`;
 }
 
-/** A tenant for each subscription, so that each event has one delivery, and the events turn by turn over the tenants. */
-export async function fillOutbox(
-  database: BenchDatabase,
-  {
-    subscriptions,
-    ordering,
-    deliveries,
-    url,
-    firstTenant = 0,
-  }: {
-    subscriptions: number;
-    ordering: SubscriptionOrdering;
-    deliveries: number;
-    url: string;
-    firstTenant?: number;
-  },
-): Promise<void> {
+export type Subscribed = {
+  /** How many, each of a tenant of its own, so that each event has one delivery. */
+  readonly subscriptions: number;
+  readonly ordering: SubscriptionOrdering;
+  readonly url: string;
+  readonly firstTenant?: number;
+};
+
+export type Filling = Subscribed & {
+  readonly deliveries: number;
+  /** Which of the subscriptions gets the n-th event; by default they take turns. */
+  readonly spread?: (n: number) => number;
+};
+
+/** Subscriptions, and events for them in the outbox. */
+export async function fillOutbox(database: BenchDatabase, filling: Filling): Promise<void> {
+  const filler = openFiller(database);
+  await filler.subscribe(filling);
+  await filler.append(filling);
+  await filler.close();
+}
+
+export type Filler = {
+  subscribe(subscribed: Subscribed): Promise<void>;
+  append(filling: Pick<Filling, "subscriptions" | "deliveries" | "firstTenant" | "spread">): Promise<void>;
+  close(): Promise<void>;
+};
+
+/** Does what the server does behind its port, with the server's own modules. */
+export function openFiller(database: BenchDatabase): Filler {
   const db = openDatabase({
     url: new Secret(database.url),
     role: "nuncio_server",
@@ -47,23 +60,29 @@ export async function fillOutbox(
     statementTimeoutMs: 30_000,
   });
   const box = openSecretBox(parseKeyring(SECRET_KEYS), randomBytes);
-  for (let tenant = 0; tenant < subscriptions; tenant++) {
-    await createSubscription(db.orm, box, tenantName(firstTenant + tenant), {
-      spec: { url, eventTypes: [], description: "", ordering, contentType: "JSON", headers: {} },
-      subscriptionUuid: uuidV7() as Uuid,
-      signingSecret: new Secret(formatSigningSecret(randomBytes(32))),
-      request: undefined,
-      maxPerTenant: 100,
-    });
-  }
-  for (let done = 0; done < deliveries; done += APPEND_GROUP) {
-    const count = Math.min(APPEND_GROUP, deliveries - done);
-    const rows = Array.from({ length: count }, (_, i) =>
-      appendRow(tenantName(firstTenant + ((done + i) % subscriptions)), `evt_${uuidV7()}`),
-    );
-    await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
-  }
-  await db.close();
+  return {
+    async subscribe({ subscriptions, ordering, url, firstTenant = 0 }) {
+      for (let tenant = 0; tenant < subscriptions; tenant++) {
+        await createSubscription(db.orm, box, tenantName(firstTenant + tenant), {
+          spec: { url, eventTypes: [], description: "", ordering, contentType: "JSON", headers: {} },
+          subscriptionUuid: uuidV7() as Uuid,
+          signingSecret: new Secret(formatSigningSecret(randomBytes(32))),
+          request: undefined,
+          maxPerTenant: 100,
+        });
+      }
+    },
+    async append({ subscriptions, deliveries, firstTenant = 0, spread = (n) => n % subscriptions }) {
+      for (let done = 0; done < deliveries; done += APPEND_GROUP) {
+        const count = Math.min(APPEND_GROUP, deliveries - done);
+        const rows = Array.from({ length: count }, (_, i) =>
+          appendRow(tenantName(firstTenant + spread(done + i)), `evt_${uuidV7()}`),
+        );
+        await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
+      }
+    },
+    close: () => db.close(),
+  };
 }
 
 const COMMON = {

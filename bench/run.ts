@@ -3,21 +3,53 @@ import type { Bench, Result, Row, Size } from "./bench.ts";
 import { startBenchPostgres } from "./postgres.ts";
 import { startReceiver } from "./receiver.ts";
 import { toTable, writeReport } from "./report.ts";
+import { backlog } from "./rows/backlog.ts";
 import { batchPublish } from "./rows/batch-publish.ts";
 import { cost } from "./rows/cost.ts";
 import { delivery } from "./rows/delivery.ts";
 import { driver } from "./rows/driver.ts";
 import { isolation } from "./rows/isolation.ts";
 import { latency } from "./rows/latency.ts";
+import { pinned } from "./rows/pinned.ts";
 import { publish } from "./rows/publish.ts";
+import { scale } from "./rows/scale.ts";
 
 // npm run bench                      every row; writes docs/benchmarks.md
 // npm run bench -- --quick           a small size, to see that it runs; writes nothing
 // npm run bench -- --row delivery    one row (several with several --row); writes nothing
-const ROWS: readonly Row[] = [delivery, cost, publish, batchPublish, latency, isolation, driver];
+const ROWS: readonly Row[] = [
+  delivery,
+  cost,
+  publish,
+  batchPublish,
+  latency,
+  isolation,
+  scale,
+  backlog,
+  pinned,
+  driver,
+];
 
-const FULL: Size = { rounds: 5, deliveries: 60_000, calls: 20_000, batches: 300, latencySeconds: 20 };
-const QUICK: Size = { rounds: 1, deliveries: 5_000, calls: 2_000, batches: 30, latencySeconds: 3 };
+const FULL: Size = {
+  rounds: 5,
+  deliveries: 60_000,
+  calls: 20_000,
+  batches: 300,
+  latencySeconds: 20,
+  finished: 10_000_000,
+  pending: 1_000_000,
+  pinnedSeconds: 600,
+};
+const QUICK: Size = {
+  rounds: 1,
+  deliveries: 5_000,
+  calls: 2_000,
+  batches: 30,
+  latencySeconds: 3,
+  finished: 20_000,
+  pending: 10_000,
+  pinnedSeconds: 10,
+};
 
 const { values: options } = parseArgs({
   options: {

@@ -33,7 +33,11 @@ server.listen(0, "127.0.0.1", () => {
   answer({ kind: "listening", port: (server.address() as { port: number }).port });
 });
 
-process.on("message", (request: ReceiverRequest | "wait") => {
+process.on("message", (request: ReceiverRequest | "wait" | "count") => {
+  if (request === "count") {
+    answer({ kind: "count", count });
+    return;
+  }
   if (request === "wait") {
     asked = true;
     answerWhenComplete();

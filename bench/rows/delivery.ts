@@ -17,10 +17,10 @@ export const delivery: Row = {
   async measure(bench) {
     const contestants = {
       loop: () => measureLoop(bench),
-      one: () => measureDrain(bench, ONE),
-      hundred: () => measureDrain(bench, HUNDRED),
-      oneOrdered: () => measureDrain(bench, { ...ONE, ordering: "PER_USER" }),
-      hundredOrdered: () => measureDrain(bench, { ...HUNDRED, ordering: "PER_USER" }),
+      one: () => drainRate(bench, ONE),
+      hundred: () => drainRate(bench, HUNDRED),
+      oneOrdered: () => drainRate(bench, { ...ONE, ordering: "PER_USER" }),
+      hundredOrdered: () => drainRate(bench, { ...HUNDRED, ordering: "PER_USER" }),
       graphile: () => measureGraphileWorker(bench, "same"),
       graphileBare: () => measureGraphileWorker(bench, "bare"),
       pgBoss: () => measurePgBoss(bench, { handler: "same", loops: 1 }),
@@ -38,7 +38,7 @@ export const delivery: Row = {
   },
 };
 
-async function measureDrain(bench: Bench, options: DrainOptions): Promise<number> {
+async function drainRate(bench: Bench, options: DrainOptions): Promise<number> {
   return (await drainOutbox(bench, options)).deliveriesPerSecond;
 }
 
