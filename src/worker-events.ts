@@ -1,9 +1,12 @@
 import type { LoopEvent } from "./delivery/loop.ts";
+import type { VacuumEvent } from "./delivery/vacuumer.ts";
 import type { Logger } from "./logger.ts";
 import type { WorkerMetrics } from "./operations/metrics.ts";
 
-/** Counts what happens in the loop. */
-export function countEvent(metrics: WorkerMetrics, event: LoopEvent): void {
+export type WorkerEvent = LoopEvent | VacuumEvent;
+
+/** Counts what happens in a worker. */
+export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
   switch (event.kind) {
     case "attempted": {
       const { record, stale } = event;
@@ -33,13 +36,17 @@ export function countEvent(metrics: WorkerMetrics, event: LoopEvent): void {
     case "workers":
       metrics.workers.set(event.count);
       break;
+    case "vacuumed":
+      metrics.vacuums.inc();
+      metrics.dead.set(event.deadAfter);
+      break;
     case "looked":
       break;
   }
 }
 
 /** One wide line per attempt, and one for whatever else an operator may ask about; ids and figures only. */
-export function logEvent(logger: Logger, event: LoopEvent): void {
+export function logEvent(logger: Logger, event: WorkerEvent): void {
   switch (event.kind) {
     case "attempted": {
       const { record, stale } = event;
@@ -85,6 +92,11 @@ export function logEvent(logger: Logger, event: LoopEvent): void {
     case "workers":
       logger.info({ count: event.count }, "worker.membership");
       break;
+    case "vacuumed": {
+      const { durationMs, deadBefore, deadAfter } = event;
+      logger.info({ durationMs: Math.round(durationMs), deadBefore, deadAfter }, "outbox.vacuumed");
+      break;
+    }
     case "looked":
       break;
   }

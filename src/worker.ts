@@ -10,6 +10,7 @@ import { listenForDue } from "./delivery/listen.ts";
 import { startDeliveryLoop } from "./delivery/loop.ts";
 import { createResolver, shareAnswers } from "./delivery/resolver.ts";
 import { cacheTargets } from "./delivery/targets.ts";
+import { keepVacuumed } from "./delivery/vacuumer.ts";
 import { elapse, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
 import { createRegistry, createWorkerMetrics } from "./operations/metrics.ts";
@@ -18,7 +19,7 @@ import { openDatabase } from "./store/database.ts";
 import { dropOutlived, ensurePartitions } from "./store/housekeeping.ts";
 import { findStoreWaits } from "./store/readiness.ts";
 import { checkSecretKeys } from "./store/secret-keys.ts";
-import { countEvent, logEvent } from "./worker-events.ts";
+import { countEvent, logEvent, type WorkerEvent } from "./worker-events.ts";
 
 const HOUSEKEEPING_MS = 3_600_000;
 
@@ -34,9 +35,13 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     statementTimeoutMs: 5_000,
   });
 
-  let loop: ReturnType<typeof startDeliveryLoop> | undefined;
   const registry = createRegistry();
   const metrics = createWorkerMetrics(registry);
+  const tell = (event: WorkerEvent) => {
+    countEvent(metrics, event);
+    logEvent(logger, event);
+  };
+  let loop: ReturnType<typeof startDeliveryLoop> | undefined;
   const operations = await openOperationsPort(config.workerOperationsListen, {
     registry,
     findWaits: async () => {
@@ -70,10 +75,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       leaseMs: config.leaseMs,
       pollIntervalMs: config.pollIntervalMs,
       orderHoldMs: config.orderHoldMs,
-      onEvent: (event) => {
-        countEvent(metrics, event);
-        logEvent(logger, event);
-      },
+      onEvent: tell,
     });
     const running = loop;
     const listener = listenForDue({
@@ -82,6 +84,8 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       onDue: (lanes) => running.wake(lanes),
       onLost: (error) => logger.warn({ error }, "listener.lost"),
     });
+    const stopping = new AbortController();
+    void keepVacuumed({ sql: db.hot, maintenance: db.maintenance, nowMs, onEvent: tell }, stopping.signal);
     const keepHouse = () => housekeep(db.hot, config, logger);
     const housekeeping = setInterval(keepHouse, HOUSEKEEPING_MS);
     void keepHouse();
@@ -90,6 +94,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     await stop.requested;
     logger.info("worker.draining");
     clearInterval(housekeeping);
+    stopping.abort();
     await Promise.race([running.drain(), elapse(config.shutdownTimeoutMs)]);
     await Promise.all([listener.close(), connections.close()]);
   }

@@ -17,6 +17,8 @@ export type WorkerMetrics = {
   readonly failedSteps: Counter<"step">;
   readonly transitions: Counter<"transition">;
   readonly workers: Gauge;
+  readonly vacuums: Counter;
+  readonly dead: Gauge;
 };
 
 export function createWorkerMetrics(registry: Registry): WorkerMetrics {
@@ -64,6 +66,16 @@ export function createWorkerMetrics(registry: Registry): WorkerMetrics {
     workers: new Gauge({
       name: "nuncio_workers",
       help: "Workers that live, as this one sees it.",
+      registers,
+    }),
+    vacuums: new Counter({
+      name: "nuncio_outbox_vacuums_total",
+      help: "Vacuums of the outbox that this worker made itself.",
+      registers,
+    }),
+    dead: new Gauge({
+      name: "nuncio_outbox_dead_rows",
+      help: "Dead rows that this worker's last vacuum had to leave: while they grow, a transaction is open for too long.",
       registers,
     }),
   };

@@ -17,10 +17,12 @@ export type DatabaseOptions = {
   readonly statementTimeoutMs: number;
 };
 
-/** The two clients of a process. */
+/** The clients of a process. None connects before it is used. */
 export type Database = {
   readonly orm: PostgresJsDatabase;
   readonly hot: Sql;
+  /** One connection for what may take long and nobody waits for; given up again when it is idle. */
+  readonly maintenance: Sql;
   close(): Promise<void>;
 };
 
@@ -33,6 +35,8 @@ export const HOT_SETTINGS = { plan_cache_mode: "force_generic_plan" } as const;
 
 /** How long after its statement should have been ended a connection may be silent. */
 const SILENCE_MARGIN_MS = 10_000;
+const MAINTENANCE_TIMEOUT_MS = 1_800_000;
+const MAINTENANCE_IDLE_SECONDS = 60;
 
 /**
  * Whether the hot statements of a role wait for the disk when they commit. A publish has to: it is answered after. A lost
@@ -43,18 +47,29 @@ const HOT_COMMIT_WAITS_FOR_DISK: Readonly<Record<DatabaseRole, boolean>> = {
   nuncio_worker: false,
 };
 
+type ClientOptions = {
+  readonly timeoutMs?: number;
+  readonly idleSeconds?: number;
+  readonly settings?: Readonly<Record<string, string>>;
+};
+
 export function openDatabase(options: DatabaseOptions): Database {
-  const connect = (max: number, synchronousCommit: boolean, settings: Readonly<Record<string, string>> = {}) =>
+  const connect = (
+    max: number,
+    synchronousCommit: boolean,
+    { timeoutMs = options.statementTimeoutMs, idleSeconds, settings = {} }: ClientOptions = {},
+  ) =>
     postgres(options.url.reveal(), {
       max,
       connect_timeout: 5,
+      ...(idleSeconds === undefined ? {} : { idle_timeout: idleSeconds }),
       onnotice: () => undefined,
       ...ARRAY_TYPES,
-      ...closingInSilence(options.statementTimeoutMs + SILENCE_MARGIN_MS),
+      ...closingInSilence(timeoutMs + SILENCE_MARGIN_MS),
       connection: {
         application_name: options.role,
         role: options.role,
-        statement_timeout: options.statementTimeoutMs,
+        statement_timeout: timeoutMs,
         idle_in_transaction_session_timeout: 10_000,
         // Each statement of the hot functions has to see what was committed before it began.
         default_transaction_isolation: "read committed",
@@ -63,12 +78,16 @@ export function openDatabase(options: DatabaseOptions): Database {
       },
     });
   const cold = connect(options.connections, true);
-  const hot = connect(options.hotConnections, HOT_COMMIT_WAITS_FOR_DISK[options.role], HOT_SETTINGS);
+  const hot = connect(options.hotConnections, HOT_COMMIT_WAITS_FOR_DISK[options.role], { settings: HOT_SETTINGS });
+  const patience = { timeoutMs: MAINTENANCE_TIMEOUT_MS, idleSeconds: MAINTENANCE_IDLE_SECONDS };
+  const maintenance = connect(1, false, patience);
   return {
     orm: drizzle(cold),
     hot,
+    maintenance,
     close: async () => {
-      await Promise.all([cold.end({ timeout: 5 }), hot.end({ timeout: 5 })]);
+      // Of what takes long nothing is lost when it is cut off.
+      await Promise.all([cold.end({ timeout: 5 }), hot.end({ timeout: 5 }), maintenance.end({ timeout: 0 })]);
     },
   };
 }

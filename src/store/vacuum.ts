@@ -1,0 +1,26 @@
+import type { Sql } from "postgres";
+import type { RowCounts } from "../core/vacuum-pace.ts";
+
+/** Whether this role may vacuum the outbox: from Postgres 17 on, by the privilege MAINTAIN. */
+export async function mayVacuumOutbox(sql: Sql): Promise<boolean> {
+  const [row] = await sql<{ may: boolean }[]>`
+    SELECT CASE WHEN current_setting('server_version_num')::integer >= 170000
+      THEN has_table_privilege('nuncio.outbox', 'MAINTAIN') ELSE false END AS may`;
+  return row?.may ?? false;
+}
+
+/** What the statistics say of the outbox; a second behind at most. */
+export async function countOutboxRows(sql: Sql): Promise<RowCounts> {
+  const [row] = await sql<{ live: number; dead: number }[]>`
+    SELECT pg_stat_get_live_tuples(c.oid)::double precision AS live, pg_stat_get_dead_tuples(c.oid)::double precision AS dead
+    FROM (SELECT 'nuncio.outbox'::regclass AS oid) AS c`;
+  return row ?? { live: 0, dead: 0 };
+}
+
+/**
+ * Clears the dead rows of the outbox away. Skipped by Postgres without an error while another vacuum is at work. It takes
+ * as long as it takes, so `sql` must be a client without the time limits of the others; nobody waits for it.
+ */
+export async function vacuumOutbox(sql: Sql): Promise<void> {
+  await sql`VACUUM (SKIP_LOCKED, TRUNCATE OFF, INDEX_CLEANUP ON) nuncio.outbox`;
+}
