@@ -55,7 +55,7 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
     groupCommit,
     wakeUp,
     box,
-    addressPolicy: toAddressPolicy(config),
+    bounds: { addressPolicy: toAddressPolicy(config), maxPendingMs: config.maxPendingMs },
     userAttributeKeys: config.userAttributeKeys,
     maxEventBytes: config.maxEventBytes,
     maxSubscriptionsPerTenant: config.maxSubscriptionsPerTenant,

@@ -1,9 +1,10 @@
 import type { LoopEvent } from "./delivery/loop.ts";
+import type { TesterEvent } from "./delivery/tester.ts";
 import type { VacuumEvent } from "./delivery/vacuumer.ts";
 import type { Logger } from "./logger.ts";
 import type { WorkerMetrics } from "./operations/metrics.ts";
 
-export type WorkerEvent = LoopEvent | VacuumEvent;
+export type WorkerEvent = LoopEvent | TesterEvent | VacuumEvent;
 
 /** Counts what happens in a worker. */
 export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {

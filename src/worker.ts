@@ -10,6 +10,7 @@ import { listenForDue } from "./delivery/listen.ts";
 import { startDeliveryLoop } from "./delivery/loop.ts";
 import { createResolver, shareAnswers } from "./delivery/resolver.ts";
 import { cacheTargets } from "./delivery/targets.ts";
+import { startTester } from "./delivery/tester.ts";
 import { keepVacuumed } from "./delivery/vacuumer.ts";
 import { elapse, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
@@ -58,30 +59,35 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
 
   if (isReady) {
     const connections = keepConnections(nowMs, config.requestTimeoutMs);
-    loop = startDeliveryLoop({
+    const sending = {
       sql: db.hot,
-      worker: uuidV7() as Uuid,
-      targets: cacheTargets(db.hot, box),
       resolve: shareAnswers(createResolver(config.requestTimeoutMs), nowMs),
       connections,
       judge: createAnswerJudge(toAddressPolicy(config)),
       nowMs,
-      random: Math.random,
-      schedule: config.retrySchedule,
       requestTimeoutMs: config.requestTimeoutMs,
       maxResponseBytes: config.maxResponseBytes,
+      pollIntervalMs: config.pollIntervalMs,
+      onEvent: tell,
+    };
+    loop = startDeliveryLoop({
+      ...sending,
+      worker: uuidV7() as Uuid,
+      targets: cacheTargets(db.hot, box),
+      random: Math.random,
+      schedule: config.retrySchedule,
       concurrency: config.workerConcurrency,
       maxInFlight: config.maxInFlight,
       leaseMs: config.leaseMs,
-      pollIntervalMs: config.pollIntervalMs,
       orderHoldMs: config.orderHoldMs,
-      onEvent: tell,
     });
+    const tester = startTester({ ...sending, box });
     const running = loop;
     const listener = listenForDue({
       url: config.databaseUrl,
       role: "nuncio_worker",
       onDue: (lanes) => running.wake(lanes),
+      onTest: () => tester.wake(),
       onLost: (error) => logger.warn({ error }, "listener.lost"),
     });
     const stopping = new AbortController();
@@ -95,7 +101,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     logger.info("worker.draining");
     clearInterval(housekeeping);
     stopping.abort();
-    await Promise.race([running.drain(), elapse(config.shutdownTimeoutMs)]);
+    await Promise.race([Promise.all([running.drain(), tester.close()]), elapse(config.shutdownTimeoutMs)]);
     await Promise.all([listener.close(), connections.close()]);
   }
   await Promise.all([operations.close(), db.close()]);

@@ -22,7 +22,7 @@ const deps: RpcDependencies = {
   groupCommit,
   wakeUp: { announce: () => undefined },
   box: openSecretBox(config.secretKeys, randomBytes),
-  addressPolicy: toAddressPolicy(config),
+  bounds: { addressPolicy: toAddressPolicy(config), maxPendingMs: config.maxPendingMs },
   userAttributeKeys: config.userAttributeKeys,
   maxEventBytes: config.maxEventBytes,
   maxSubscriptionsPerTenant: config.maxSubscriptionsPerTenant,

@@ -22,7 +22,9 @@ export type Reason =
   | "ROLE_MISSING"
   | "RPC_NOT_FOUND"
   | "INTERNAL"
-  | "CALL_ENDED";
+  | "CALL_ENDED"
+  | "TEST_UNDER_WAY"
+  | "NO_WORKER";
 
 type Details = { cause?: unknown; faults?: readonly Fault[]; retryAfterMs?: number };
 

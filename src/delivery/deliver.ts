@@ -5,7 +5,7 @@ import type { ClaimedDelivery } from "../store/outbox/claim.ts";
 import type { AttemptRecord } from "../store/outbox/record.ts";
 import { toRequestHeaders } from "./request-headers.ts";
 import { type SendDependencies, send } from "./send.ts";
-import type { ReadyTarget } from "./targets.ts";
+import { keysAt, type ReadyTarget } from "./targets.ts";
 
 export type DeliverDependencies = SendDependencies & {
   readonly random: () => number;
@@ -34,7 +34,7 @@ export async function deliver(
 ): Promise<Attempted> {
   const startedAtMs = databaseTimeMs(deps, delivery);
   const body = Buffer.from(delivery.event.body);
-  const headers = toRequestHeaders(target.signingKeys, {
+  const headers = toRequestHeaders(keysAt(target, startedAtMs), {
     eventId: delivery.event.id,
     deliveryId: formatDeliveryId(delivery.eventKey, target.subscriptionUuid),
     attempt: delivery.attempt,
@@ -57,7 +57,7 @@ export async function deliver(
   const endedAtMs = databaseTimeMs(deps, delivery);
   const decision = decide(outcome, {
     failures: delivery.failures,
-    schedule: deps.schedule,
+    schedule: target.retryDelaysMs ?? deps.schedule,
     random: deps.random(),
     remainingMs: delivery.expiresAtMs - endedAtMs,
   });

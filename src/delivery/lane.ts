@@ -103,16 +103,25 @@ export class Lane {
     if (recoveringForMs !== undefined && recoveringForMs < RECOVERY_MS) this.#recover(nowMs - recoveringForMs);
   }
 
-  /** The limits of the subscription at this revision or a later one than is known. */
+  /** Whether more is on its way than may be: a claim was made under limits that have changed since. */
+  isOverLimit(nowMs: number): boolean {
+    const isOverRate = this.#limit !== undefined && refill(this.#limit, nowMs).tokens < 0;
+    return isOverRate || this.#underWay(nowMs) > this.#maxInFlight;
+  }
+
+  /**
+   * The limits of the subscription at this revision or a later one than is known. `claimed`: rows of a claim that was made
+   * under the limits before and has told of these; none of them has begun.
+   */
   setLimits(
     limits: Pick<LaneSighting, "revision" | "maxInFlight" | "requestsPerSecond">,
-    { nowMs, maxInFlight }: { nowMs: number; maxInFlight: number },
+    { nowMs, maxInFlight, claimed = 0 }: { nowMs: number; maxInFlight: number; claimed?: number },
   ): void {
     if (limits.revision < this.#revision) return;
     this.#maxInFlight = Math.min(limits.maxInFlight ?? maxInFlight, maxInFlight);
-    if (limits.requestsPerSecond !== this.#limit?.perSecond) {
-      this.#limit = limits.requestsPerSecond === undefined ? undefined : emptyBucket(limits.requestsPerSecond, nowMs);
-    }
+    const { requestsPerSecond } = limits;
+    if (requestsPerSecond === this.#limit?.perSecond) return;
+    this.#limit = requestsPerSecond === undefined ? undefined : take(emptyBucket(requestsPerSecond, nowMs), claimed);
   }
 
   wake(dueAtMs: number): void {
@@ -216,7 +225,10 @@ export class Lane {
   finished(outcome: LaneOutcome, { nowMs, ...breaking }: Moment): boolean {
     this.inFlight -= 1;
     this.#usedAtMs = nowMs;
-    if (outcome.kind === "unsent") return false;
+    if (outcome.kind === "unsent") {
+      this.#takeTokens(-1, nowMs);
+      return false;
+    }
     const wasOpen = this.#breaker.openUntilMs !== undefined;
     const wasFailing = this.#failingSinceMs !== undefined;
     let event: LaneReport["event"];

@@ -71,12 +71,19 @@ export class Lanes {
     if (Number.isFinite(sighting.dueInMs)) lane.wake(nowMs + sighting.dueInMs);
   }
 
-  /** The limits that a claim's revision brought. */
+  /** The limits that the revision of a claim brought, which has so many rows of the lane. */
   setLimits(
     limits: Pick<LaneSighting, "lane" | "revision" | "maxInFlight" | "requestsPerSecond">,
+    claimed: number,
     nowMs: number,
   ): void {
-    this.#lanes.get(limits.lane)?.setLimits(limits, { nowMs, maxInFlight: this.#options.maxInFlight });
+    const { maxInFlight } = this.#options;
+    this.#lanes.get(limits.lane)?.setLimits(limits, { nowMs, maxInFlight, claimed });
+  }
+
+  /** Whether the lane has more on its way than its limits allow now. */
+  isOverLimit(key: number, nowMs: number): boolean {
+    return this.#lanes.get(key)?.isOverLimit(nowMs) ?? false;
   }
 
   /** Who lives: from now on our lanes are those that fall to us among these. Returns whether that is news. */

@@ -3,6 +3,7 @@ import postgres, { type Sql } from "postgres";
 import type { Secret } from "../core/secret.ts";
 import { ARRAY_TYPES } from "../store/driver-options.ts";
 import { DUE_CHANNEL, parseDuePayload } from "../store/outbox/wake-up.ts";
+import { TEST_CHANNEL } from "../store/subscription-tests.ts";
 import { pause } from "./pause.ts";
 
 export type ListenOptions = {
@@ -10,6 +11,8 @@ export type ListenOptions = {
   readonly role: string;
   /** Lanes that may have something due; undefined: any lane. */
   readonly onDue: (lanes: readonly number[] | undefined) => void;
+  /** Somebody may have asked for a test of a subscription. */
+  readonly onTest?: () => void;
   /** The connection was found silent or broken, and is replaced. */
   readonly onLost: (reason: unknown) => void;
   readonly heartbeatMs?: number;
@@ -38,6 +41,7 @@ export function listenForDue(options: ListenOptions): { close(): Promise<void> }
       }
       // What was sent while nobody listened is lost.
       options.onDue(undefined);
+      options.onTest?.();
     }
   })();
   return {
@@ -64,6 +68,10 @@ async function listenOnce(options: ListenOptions, signal: AbortSignal): Promise<
     await within(
       silenceMs,
       sql.listen(DUE_CHANNEL, (payload) => options.onDue(parseDuePayload(payload))),
+    );
+    await within(
+      silenceMs,
+      sql.listen(TEST_CHANNEL, () => options.onTest?.()),
     );
     await within(
       silenceMs,

@@ -223,24 +223,26 @@ class Loop implements DeliveryLoop {
     } catch (error) {
       this.#deps.onEvent({ kind: "failed", step: "claim", error });
     }
+    const unsent = (list: ClaimedDelivery[], delivery: ClaimedDelivery) => {
+      list.push(delivery);
+      this.#freeSlot(delivery.subscriptionKey, { kind: "unsent" });
+      onEnd();
+    };
+    for (const { subscriptionKey: lane, count } of countByLane(claimed)) {
+      const target = targets.get(lane);
+      if (target) this.#lanes.setLimits({ ...target, lane }, count, this.#deps.nowMs());
+    }
     for (const delivery of claimed) {
       const target = targets.get(delivery.subscriptionKey);
       const sendable = toSendable(delivery, claimSentAtMs);
       const ageMs = this.#deps.nowMs() - claimSentAtMs;
-      if (sendable === undefined) expired.push(delivery);
-      else if (databaseTimeMs(this.#deps, sendable) >= delivery.expiresAtMs) expired.push(delivery);
-      else if (this.#isDraining || target === undefined || target.revision < delivery.revision) handBack.push(delivery);
-      else {
-        this.#lanes.setLimits({ ...target, lane: target.subscriptionKey }, this.#deps.nowMs());
-        const timeoutMs = ageMs > STALE_CLAIM_MS ? undefined : timeLimitWithin(leaseMs - ageMs, requestTimeoutMs);
-        if (timeoutMs === undefined) handBack.push(delivery);
-        else void this.#attempt(sendable, target, timeoutMs, onEnd);
-      }
-    }
-    const unsent = [...handBack, ...expired];
-    for (const { subscriptionKey } of unsent) {
-      this.#freeSlot(subscriptionKey, { kind: "unsent" });
-      onEnd();
+      const timeoutMs = ageMs > STALE_CLAIM_MS ? undefined : timeLimitWithin(leaseMs - ageMs, requestTimeoutMs);
+      if (sendable === undefined) unsent(expired, delivery);
+      else if (databaseTimeMs(this.#deps, sendable) >= delivery.expiresAtMs) unsent(expired, delivery);
+      else if (this.#isDraining || timeoutMs === undefined) unsent(handBack, delivery);
+      else if (target === undefined || target.revision < delivery.revision) unsent(handBack, delivery);
+      else if (this.#lanes.isOverLimit(delivery.subscriptionKey, this.#deps.nowMs())) unsent(handBack, delivery);
+      else void this.#attempt(sendable, target, timeoutMs, onEnd);
     }
     if (handBack.length > 0) await this.#release(handBack);
     if (expired.length > 0) {
@@ -370,6 +372,12 @@ function newLeaseToken(): bigint {
 
 function toSendable(delivery: ClaimedDelivery, claimSentAtMs: number): Sendable | undefined {
   return delivery.event === null ? undefined : { ...delivery, event: delivery.event, claimSentAtMs };
+}
+
+function countByLane(claimed: readonly ClaimedDelivery[]): { subscriptionKey: number; count: number }[] {
+  const counts = new Map<number, number>();
+  for (const { subscriptionKey } of claimed) counts.set(subscriptionKey, (counts.get(subscriptionKey) ?? 0) + 1);
+  return [...counts].map(([subscriptionKey, count]) => ({ subscriptionKey, count }));
 }
 
 function toLaneOutcome({ record: { eventKey, outcome }, holdMs }: Attempted): LaneOutcome {

@@ -7,7 +7,8 @@ import { type Destination, toDestination } from "./send.ts";
 /** A target whose URL is taken apart and whose keys are ready. */
 export type ReadyTarget = Omit<Target, "url" | "signingSecrets"> & {
   readonly destination: Destination;
-  readonly signingKeys: readonly SigningKey[];
+  /** The current one first. */
+  readonly signingKeys: readonly (SigningKey & { readonly endsAtMs: number | undefined })[];
 };
 
 /** What is claimed names the revision that the claim saw; whoever has an older one loads it anew. */
@@ -42,6 +43,15 @@ export function cacheTargets(sql: Sql, box: SecretBox): TargetCache {
   };
 }
 
-function toReady({ url, signingSecrets, ...target }: Target): ReadyTarget {
-  return { ...target, destination: toDestination(new URL(url)), signingKeys: signingSecrets.map(toSigningKey) };
+export function toReady({ url, signingSecrets, ...target }: Target): ReadyTarget {
+  return {
+    ...target,
+    destination: toDestination(new URL(url)),
+    signingKeys: signingSecrets.map(({ secret, endsAtMs }) => ({ ...toSigningKey(secret), endsAtMs })),
+  };
+}
+
+/** The keys that sign at this time of the database's clock: a replaced one until its rotation ends. */
+export function keysAt({ signingKeys }: ReadyTarget, databaseTimeMs: number): readonly SigningKey[] {
+  return signingKeys.filter(({ endsAtMs }) => endsAtMs === undefined || databaseTimeMs < endsAtMs);
 }

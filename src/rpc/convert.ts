@@ -166,7 +166,9 @@ function fromWireUser(user: JsonObject): WireUser {
 
 export function toSubscriptionSpec(subscription: WireSubscription, path: string, faults: Fault[]): SubscriptionSpec {
   refuseUnknownFields(subscription, path, faults);
-  if (subscription.rateLimit) refuseUnknownFields(subscription.rateLimit, `${path}.rate_limit`, faults);
+  const { rateLimit, retryPolicy } = subscription;
+  if (rateLimit) refuseUnknownFields(rateLimit, `${path}.rate_limit`, faults);
+  if (retryPolicy) refuseUnknownFields(retryPolicy, `${path}.retry_policy`, faults);
   const member = <T extends string>(names: readonly T[], code: number, field: string) =>
     toMember(names, code, `${path}.${field}`, faults);
   return {
@@ -177,13 +179,20 @@ export function toSubscriptionSpec(subscription: WireSubscription, path: string,
     contentType: member(CONTENT_TYPES, subscription.contentType, "content_type") ?? "JSON",
     headers: { ...subscription.headers },
     maxInFlight: subscription.maxInFlight,
-    requestsPerSecond: subscription.rateLimit?.requestsPerSecond,
+    requestsPerSecond: rateLimit?.requestsPerSecond,
+    retryDelaysMs: retryPolicy?.schedule.map(toMs),
   };
+}
+
+/** A part of a millisecond counts as a whole one: a delay is never shortened. */
+export function toMs({ seconds, nanos }: Duration): number {
+  return Number(seconds) * 1_000 + Math.ceil(nanos / 1_000_000);
 }
 
 /** Header values are input only: their names come back with empty values. */
 export function fromSubscription(subscription: Subscription): WireSubscription {
-  const { maxInFlight, requestsPerSecond, lastSuccessAt, lastFailure } = subscription;
+  const { maxInFlight, requestsPerSecond, retryDelaysMs, lastSuccessAt, lastFailure } = subscription;
+  const { replacedSecretExpiresAt } = subscription;
   const init = defined({
     id: subscription.id,
     tenantId: subscription.tenantId,
@@ -202,6 +211,8 @@ export function fromSubscription(subscription: Subscription): WireSubscription {
     lastSuccessTime: lastSuccessAt && timestampFromMs(lastSuccessAt.getTime()),
     lastFailure: lastFailure && { time: timestampFromMs(lastFailure.at.getTime()), detail: lastFailure.detail },
     consecutiveFailures: subscription.consecutiveFailures,
+    retryPolicy: retryDelaysMs && { schedule: retryDelaysMs.map((ms) => durationFromMs(ms)) },
+    replacedSecretExpireTime: replacedSecretExpiresAt && timestampFromMs(replacedSecretExpiresAt.getTime()),
   });
   return create(WebhookSubscriptionSchema, init);
 }
@@ -260,7 +271,7 @@ export function fromDelivery(delivery: Delivery, attempts: readonly DeliveryAtte
   );
 }
 
-function fromAttempt(attempt: DeliveryAttempt): WireAttempt {
+export function fromAttempt(attempt: DeliveryAttempt): WireAttempt {
   const { dns, connect, first_byte: firstByte, body } = attempt.phases;
   return Object.assign(
     create(DeliveryAttemptSchema),

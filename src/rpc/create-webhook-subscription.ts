@@ -48,13 +48,13 @@ const PATH = "webhook_subscription";
 
 /** All that is wrong with the subscription and the request id. */
 export function findCreateFaults(
-  deps: Pick<RpcDependencies, "addressPolicy">,
+  deps: Pick<RpcDependencies, "bounds">,
   request: CreateWebhookSubscriptionRequest,
 ): Fault[] {
   const faults: Fault[] = [];
   const wire = request.webhookSubscription;
   if (wire === undefined) faults.push({ path: PATH, description: "is required" });
-  else checkSubscription(toSubscriptionSpec(wire, PATH, faults), deps.addressPolicy, PATH, faults);
+  else checkSubscription(toSubscriptionSpec(wire, PATH, faults), deps.bounds, PATH, faults);
   if (!REQUEST_ID_PATTERN.test(request.requestId)) {
     faults.push({ path: "request_id", description: "must be 1–64 of A-Za-z0-9_:-" });
   }

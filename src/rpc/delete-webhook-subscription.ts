@@ -5,7 +5,7 @@ import {
   DeleteWebhookSubscriptionResponseSchema,
 } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
 import { whileAvailable } from "../store/database.ts";
-import { deleteSubscription } from "../store/subscriptions.ts";
+import { deleteSubscription } from "../store/subscription-changes.ts";
 import type { RpcDependencies } from "./dependencies.ts";
 import { checkRequest, toSubscriptionUuid } from "./request-checks.ts";
 

@@ -1,6 +1,6 @@
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
-import type { AddressPolicy } from "../core/address-policy.ts";
 import type { SecretBox } from "../core/encryption.ts";
+import type { SubscriptionBounds } from "../core/subscription.ts";
 import type { GroupCommit } from "../store/outbox/group-commit.ts";
 import type { WakeUp } from "../store/outbox/wake-up.ts";
 
@@ -10,7 +10,7 @@ export type RpcDependencies = {
   readonly groupCommit: GroupCommit;
   readonly wakeUp: WakeUp;
   readonly box: SecretBox;
-  readonly addressPolicy: AddressPolicy;
+  readonly bounds: SubscriptionBounds;
   readonly userAttributeKeys: ReadonlySet<string>;
   readonly maxEventBytes: number;
   readonly maxSubscriptionsPerTenant: number;

@@ -5,7 +5,7 @@ import {
   ResumeWebhookSubscriptionResponseSchema,
 } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
 import { whileAvailable } from "../store/database.ts";
-import { resumeSubscription } from "../store/subscriptions.ts";
+import { resumeSubscription } from "../store/subscription-changes.ts";
 import { fromSubscription } from "./convert.ts";
 import type { RpcDependencies } from "./dependencies.ts";
 import { checkRequest, toSubscriptionUuid } from "./request-checks.ts";

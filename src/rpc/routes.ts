@@ -14,6 +14,7 @@ import { file_nuncio_v1_operations_service, OperationsService } from "../../gen/
 import {
   type CreateWebhookSubscriptionRequest,
   file_nuncio_v1_webhook_subscription_service,
+  type UpdateWebhookSubscriptionRequest,
   WebhookSubscriptionService,
 } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
 import type { Fault } from "../core/errors.ts";
@@ -39,7 +40,10 @@ import { pauseWebhookSubscription } from "./pause-webhook-subscription.ts";
 import { publish, readEvent } from "./publish.ts";
 import { reflectionService } from "./reflection.ts";
 import { resumeWebhookSubscription } from "./resume-webhook-subscription.ts";
+import { rotateWebhookSubscriptionSecret } from "./rotate-webhook-subscription-secret.ts";
+import { testWebhookSubscription } from "./test-webhook-subscription.ts";
 import { ERROR_DETAILS } from "./unreadable-events.ts";
+import { findUpdateFaults, updateWebhookSubscription } from "./update-webhook-subscription.ts";
 
 /** Every RPC, registered once for every protocol. */
 export function registerRoutes(
@@ -56,6 +60,9 @@ export function registerRoutes(
       createWebhookSubscription: createWebhookSubscription(deps),
       getWebhookSubscription: getWebhookSubscription(deps),
       listWebhookSubscriptions: listWebhookSubscriptions(deps),
+      updateWebhookSubscription: updateWebhookSubscription(deps),
+      rotateWebhookSubscriptionSecret: rotateWebhookSubscriptionSecret(deps),
+      testWebhookSubscription: testWebhookSubscription(deps),
       deleteWebhookSubscription: deleteWebhookSubscription(deps),
       pauseWebhookSubscription: pauseWebhookSubscription(deps),
       resumeWebhookSubscription: resumeWebhookSubscription(deps),
@@ -93,6 +100,13 @@ function judges(deps: RpcDependencies): Judges {
       {
         reason: "INVALID_REQUEST",
         judge: (message) => findCreateFaults(deps, message as CreateWebhookSubscriptionRequest),
+      },
+    ],
+    [
+      "/nuncio.v1.WebhookSubscriptionService/UpdateWebhookSubscription",
+      {
+        reason: "INVALID_REQUEST",
+        judge: (message) => findUpdateFaults(deps, message as UpdateWebhookSubscriptionRequest),
       },
     ],
   ]);

@@ -95,6 +95,8 @@ export const webhookSubscriptions = nuncio.table(
     maxInFlight: integer("max_in_flight"),
     /** Requests per second, over all workers; null: no limit. */
     requestsPerSecond: integer("requests_per_second"),
+    /** Delays before the second, third … attempt, in milliseconds; null: the operator's schedule. */
+    retryDelaysMs: integer("retry_delays_ms").array(),
   },
   (table) => [index("webhook_subscriptions_tenant").on(table.tenantKey, table.subscriptionUuid)],
 );
@@ -129,6 +131,28 @@ export const subscriptionRequests = nuncio.table(
   },
   (table) => [primaryKey({ columns: [table.tenantKey, table.requestId] })],
 );
+
+/**
+ * Test requests on their way from a server to a worker and back, one per subscription at most. The worker's answer stands
+ * in the columns of an attempt until the server has read it; then the row goes.
+ */
+export const subscriptionTests = nuncio.table("subscription_tests", {
+  subscriptionKey: integer("subscription_key").primaryKey(),
+  tenantKey: integer("tenant_key").notNull(),
+  testUuid: uuid("test_uuid").$type<Uuid>().notNull(),
+  requestedAt: time("requested_at").notNull().defaultNow(),
+  takenAt: time("taken_at"),
+  startedAt: time("started_at"),
+  durationMs: integer("duration_ms"),
+  outcome: smallint("outcome"),
+  httpStatus: smallint("http_status"),
+  dnsMs: integer("dns_ms"),
+  connectMs: integer("connect_ms"),
+  firstByteMs: integer("first_byte_ms"),
+  bodyMs: integer("body_ms"),
+  errorDetail: text("error_detail"),
+  responseExcerpt: text("response_excerpt"),
+});
 
 /**
  * One row per unfinished delivery, the only hot and mutable table. `next_at` is when a claim may take the row: a lease

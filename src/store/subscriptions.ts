@@ -1,29 +1,21 @@
 import { and, count, desc, eq, gt, isNull, lt, sql } from "drizzle-orm";
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
-import { fromCode, toCode } from "../core/codes.ts";
-import type { SealContext, SecretBox } from "../core/encryption.ts";
-import { AlreadyExistsError, FailedPreconditionError, NotFoundError, ResourceExhaustedError } from "../core/errors.ts";
-import { fromEventTypeCode, toEventTypeCode } from "../core/event.ts";
-import { formatSubscriptionId, type Uuid } from "../core/ids.ts";
-import { Secret } from "../core/secret.ts";
+import { toCode } from "../core/codes.ts";
+import type { SecretBox } from "../core/encryption.ts";
+import { AlreadyExistsError, ResourceExhaustedError } from "../core/errors.ts";
+import type { Uuid } from "../core/ids.ts";
+import type { Secret } from "../core/secret.ts";
+import { SUBSCRIPTION_STATES, type Subscription, type SubscriptionSpec } from "../core/subscription.ts";
+import { signingSecrets, subscriptionRequests, tenants, webhookSubscriptions } from "./schema.ts";
 import {
-  CONTENT_TYPES,
-  SUBSCRIPTION_ORDERINGS,
-  SUBSCRIPTION_STATES,
-  type Subscription,
-  type SubscriptionSpec,
-  type SubscriptionState,
-} from "../core/subscription.ts";
-import { restartLane, stopLaneClock } from "./lane-states.ts";
-import { laneStates, signingSecrets, subscriptionRequests, tenants, webhookSubscriptions } from "./schema.ts";
-
-type Transaction = Parameters<Parameters<PostgresJsDatabase["transaction"]>[0]>[0];
-type SubscriptionRow = typeof webhookSubscriptions.$inferSelect;
-/** What the workers wrote down; null before they did. */
-type LaneState = typeof laneStates.$inferSelect | null;
-
-/** The first key of the advisory locks that claims share and changes of a subscription take alone (`drizzle/0003…`). */
-const LANE_LOCK = 7102;
+  findRow,
+  type SubscriptionRow,
+  selectRows,
+  type Transaction,
+  toColumns,
+  toHeaderColumns,
+  toSubscription,
+} from "./subscription-rows.ts";
 
 export type CreateSubscription = {
   readonly spec: SubscriptionSpec;
@@ -46,53 +38,44 @@ export async function createSubscription(
 ): Promise<{ subscription: Subscription; signingSecret: Secret }> {
   return orm.transaction(async (tx) => {
     const tenantKey = await lockTenant(tx, tenantId);
-    const made = request && (await findByRequest(tx, tenantKey, request));
-    if (made)
+    const earlier = request && (await findByRequest(tx, tenantKey, request));
+    if (earlier) {
       return {
-        subscription: toSubscription(made, await readLane(tx, made), tenantId),
-        signingSecret: await readSecret(tx, box, tenantId, made),
+        subscription: toSubscription(await findRow(tx, tenantId, earlier.subscriptionUuid), tenantId),
+        signingSecret: await readSecret(tx, box, tenantId, earlier),
       };
+    }
     await requireRoom(tx, tenantKey, maxPerTenant);
 
-    const context = (purpose: SealContext["purpose"]) => ({ purpose, tenantId, subscriptionId: subscriptionUuid });
-    const headerNames = Object.keys(spec.headers);
-    const headers =
-      headerNames.length > 0 ? box.seal(new Secret(JSON.stringify(spec.headers)), context("headers")) : undefined;
+    const owner = { tenantId, subscriptionId: subscriptionUuid };
     const [row] = await tx
       .insert(webhookSubscriptions)
       .values({
         tenantKey,
         subscriptionUuid,
         state: toCode(SUBSCRIPTION_STATES, "ENABLED"),
-        ordering: toCode(SUBSCRIPTION_ORDERINGS, spec.ordering),
-        contentType: toCode(CONTENT_TYPES, spec.contentType),
-        eventTypes: spec.eventTypes.map(toEventTypeCode),
-        url: spec.url,
-        description: spec.description,
-        headerNames,
-        headersKeyId: headers?.keyId ?? null,
-        headersCiphertext: headers?.ciphertext ?? null,
-        maxInFlight: spec.maxInFlight ?? null,
-        requestsPerSecond: spec.requestsPerSecond ?? null,
+        ...toColumns(spec),
+        ...toHeaderColumns(spec.headers, box, owner),
       })
       .returning();
     const stored = row as SubscriptionRow;
     await tx.insert(signingSecrets).values({
       subscriptionKey: stored.subscriptionKey,
       tenantKey,
-      ...box.seal(signingSecret, context("signing_secret")),
+      ...box.seal(signingSecret, { purpose: "signing_secret", ...owner }),
     });
     if (request) {
-      const made = { contentHash: request.contentHash, subscriptionKey: stored.subscriptionKey };
+      const answer = { contentHash: request.contentHash, subscriptionKey: stored.subscriptionKey };
       await tx
         .insert(subscriptionRequests)
-        .values({ tenantKey, requestId: request.id, ...made })
+        .values({ tenantKey, requestId: request.id, ...answer })
         .onConflictDoUpdate({
           target: [subscriptionRequests.tenantKey, subscriptionRequests.requestId],
-          set: { ...made, createdAt: sql`now()` },
+          set: { ...answer, createdAt: sql`now()` },
         });
     }
-    return { subscription: toSubscription(stored, null, tenantId), signingSecret };
+    const made = { subscription: stored, lane: null, replacedSecretExpiresMs: null };
+    return { subscription: toSubscription(made, tenantId), signingSecret };
   });
 }
 
@@ -152,8 +135,7 @@ export async function getSubscription(
   tenantId: string,
   subscriptionUuid: Uuid,
 ): Promise<Subscription> {
-  const { subscription, lane } = await findRow(orm, tenantId, subscriptionUuid);
-  return toSubscription(subscription, lane, tenantId);
+  return toSubscription(await findRow(orm, tenantId, subscriptionUuid), tenantId);
 }
 
 /** Up to `limit` subscriptions, newest first, that come after `after` in that order. */
@@ -162,141 +144,11 @@ export async function listSubscriptions(
   tenantId: string,
   { after, limit }: { after: Uuid | undefined; limit: number },
 ): Promise<Subscription[]> {
-  const rows = await orm
-    .select({ subscription: webhookSubscriptions, lane: laneStates })
-    .from(webhookSubscriptions)
-    .innerJoin(tenants, eq(tenants.tenantKey, webhookSubscriptions.tenantKey))
-    .leftJoin(laneStates, eq(laneStates.subscriptionKey, webhookSubscriptions.subscriptionKey))
-    .where(
-      and(
-        eq(tenants.tenantId, tenantId),
-        isNull(webhookSubscriptions.deletedAt),
-        after === undefined ? undefined : lt(webhookSubscriptions.subscriptionUuid, after),
-      ),
-    )
-    .orderBy(desc(webhookSubscriptions.subscriptionUuid))
-    .limit(limit);
-  return rows.map((row) => toSubscription(row.subscription, row.lane, tenantId));
-}
-
-/** Holds deliveries back. Once it returns, no claim commits that has not seen it. */
-export async function pauseSubscription(
-  orm: PostgresJsDatabase,
-  tenantId: string,
-  subscriptionUuid: Uuid,
-): Promise<Subscription> {
-  return changeSubscription(
-    orm,
-    tenantId,
-    subscriptionUuid,
-    (state) => {
-      if (state === "DISABLED") {
-        throw new FailedPreconditionError("SUBSCRIPTION_DISABLED", "the subscription is disabled; resume it first");
-      }
-      return { state: toCode(SUBSCRIPTION_STATES, "PAUSED"), stateReason: "paused_by_request" };
-    },
-    stopLaneClock,
+  const condition = and(
+    eq(tenants.tenantId, tenantId),
+    isNull(webhookSubscriptions.deletedAt),
+    after === undefined ? undefined : lt(webhookSubscriptions.subscriptionUuid, after),
   );
-}
-
-/** Sends again, from PAUSED or DISABLED. Returns the lane as well, for the wake-up that follows the commit. */
-export async function resumeSubscription(
-  orm: PostgresJsDatabase,
-  tenantId: string,
-  subscriptionUuid: Uuid,
-): Promise<{ subscription: Subscription; lane: number }> {
-  const subscription = await changeSubscription(
-    orm,
-    tenantId,
-    subscriptionUuid,
-    () => ({ state: toCode(SUBSCRIPTION_STATES, "ENABLED"), stateReason: "" }),
-    restartLane,
-  );
-  return { subscription, lane: (await findRow(orm, tenantId, subscriptionUuid)).subscription.subscriptionKey };
-}
-
-/** Marks it deleted: nothing new is fanned out or claimed. A worker cancels what is pending. */
-export async function deleteSubscription(
-  orm: PostgresJsDatabase,
-  tenantId: string,
-  subscriptionUuid: Uuid,
-): Promise<void> {
-  await changeSubscription(orm, tenantId, subscriptionUuid, () => ({ deletedAt: sql`now()` }));
-}
-
-/**
- * Changes a subscription under its lane's exclusive lock. Claims share that lock until they commit: when this returns,
- * every claim that saw the old state has committed, and every later one sees the new state.
- */
-async function changeSubscription(
-  orm: PostgresJsDatabase,
-  tenantId: string,
-  subscriptionUuid: Uuid,
-  change: (state: SubscriptionState) => Parameters<ReturnType<PostgresJsDatabase["update"]>["set"]>[0],
-  changeLane: (tx: Transaction, lane: SubscriptionRow) => Promise<void> = async () => undefined,
-): Promise<Subscription> {
-  return orm.transaction(async (tx) => {
-    const { subscriptionKey } = (await findRow(tx, tenantId, subscriptionUuid)).subscription;
-    await tx.execute(sql`SELECT pg_advisory_xact_lock(${LANE_LOCK}, ${subscriptionKey})`);
-    const current = (await findRow(tx, tenantId, subscriptionUuid)).subscription;
-    const [row] = await tx
-      .update(webhookSubscriptions)
-      .set({
-        ...change(fromCode(SUBSCRIPTION_STATES, current.state)),
-        revision: sql`${webhookSubscriptions.revision} + 1`,
-        updatedAt: sql`now()`,
-      })
-      .where(eq(webhookSubscriptions.subscriptionKey, subscriptionKey))
-      .returning();
-    await changeLane(tx, current);
-    return toSubscription(row as SubscriptionRow, await readLane(tx, current), tenantId);
-  });
-}
-
-async function readLane(tx: Transaction, { subscriptionKey }: SubscriptionRow): Promise<LaneState> {
-  const [lane] = await tx.select().from(laneStates).where(eq(laneStates.subscriptionKey, subscriptionKey));
-  return lane ?? null;
-}
-
-async function findRow(
-  orm: PostgresJsDatabase | Transaction,
-  tenantId: string,
-  subscriptionUuid: Uuid,
-): Promise<{ subscription: SubscriptionRow; lane: LaneState }> {
-  const [row] = await orm
-    .select({ subscription: webhookSubscriptions, lane: laneStates })
-    .from(webhookSubscriptions)
-    .innerJoin(tenants, eq(tenants.tenantKey, webhookSubscriptions.tenantKey))
-    .leftJoin(laneStates, eq(laneStates.subscriptionKey, webhookSubscriptions.subscriptionKey))
-    .where(
-      and(
-        eq(tenants.tenantId, tenantId),
-        eq(webhookSubscriptions.subscriptionUuid, subscriptionUuid),
-        isNull(webhookSubscriptions.deletedAt),
-      ),
-    );
-  if (!row) throw new NotFoundError("SUBSCRIPTION_NOT_FOUND", "there is no such subscription in this tenant");
-  return row;
-}
-
-function toSubscription(row: SubscriptionRow, lane: LaneState, tenantId: string): Subscription {
-  return {
-    id: formatSubscriptionId(row.subscriptionUuid),
-    tenantId,
-    url: row.url,
-    eventTypes: row.eventTypes.map(fromEventTypeCode),
-    description: row.description,
-    state: fromCode(SUBSCRIPTION_STATES, row.state),
-    stateReason: row.stateReason,
-    ordering: fromCode(SUBSCRIPTION_ORDERINGS, row.ordering),
-    contentType: fromCode(CONTENT_TYPES, row.contentType),
-    headerNames: row.headerNames,
-    createdAt: row.createdAt,
-    updatedAt: row.updatedAt,
-    maxInFlight: row.maxInFlight ?? undefined,
-    requestsPerSecond: row.requestsPerSecond ?? undefined,
-    lastSuccessAt: lane?.lastSuccessAt ?? undefined,
-    lastFailure: lane?.lastFailureAt ? { at: lane.lastFailureAt, detail: lane.lastFailure ?? "" } : undefined,
-    consecutiveFailures: lane?.consecutiveFailures ?? 0,
-  };
+  const rows = await selectRows(orm, condition).orderBy(desc(webhookSubscriptions.subscriptionUuid)).limit(limit);
+  return rows.map((row) => toSubscription(row, tenantId));
 }

@@ -284,7 +284,7 @@ describe("a lane", () => {
     lanes.sight(sighting(1, { dueInMs: 0, maxInFlight: 3 }), 0);
     lanes.sight(sighting(2, { dueInMs: 0, maxInFlight: 1_000 }), 0);
     expect(lanes.pick(0, 1_000).map(({ quota }) => quota)).toEqual([3, 16]);
-    lanes.setLimits({ lane: 2, revision: 2, maxInFlight: 5, requestsPerSecond: undefined }, 0);
+    lanes.setLimits({ lane: 2, revision: 2, maxInFlight: 5, requestsPerSecond: undefined }, 0, 0);
     expect(lanes.pick(0, 1_000).find(({ lane }) => lane === 2)).toMatchObject({ quota: 5 });
   });
 

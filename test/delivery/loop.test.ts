@@ -9,7 +9,7 @@ import { ownerOf } from "../../src/core/ownership.ts";
 import { cacheTargets, type TargetCache } from "../../src/delivery/targets.ts";
 import { getDelivery, listDeliveries } from "../../src/store/deliveries.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
-import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscriptions.ts";
+import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscription-changes.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
 import { attemptsIn, startLoop } from "../support/loop.ts";

@@ -23,6 +23,7 @@ import { registerRoutes } from "../../src/rpc/routes.ts";
 import { useDatabase } from "../support/database.ts";
 import { failureOf } from "../support/errors.ts";
 import { addSubscription, newTenant } from "../support/fixtures.ts";
+import { startTests } from "../support/loop.ts";
 import { createDependencies, inProcess, OPERATOR_KEY } from "../support/service.ts";
 
 const db = useDatabase();
@@ -129,7 +130,12 @@ describe("[B41] without credential", () => {
 });
 
 describe("[B41] another tenant's id", () => {
-  const takesId = METHODS.filter(({ input }) => input.fields.some(({ name }) => name === "id"));
+  const takesId = METHODS.filter(
+    ({ input, localName }) =>
+      input.fields.some(({ name }) => name === "id") || localName === "updateWebhookSubscription",
+  );
+  const requestOf = ({ localName }: DescMethod, tenantId: string, id: string) =>
+    localName === "updateWebhookSubscription" ? { tenantId, webhookSubscription: { id } } : { tenantId, id };
 
   const REASONS: Record<string, string> = {
     getEvent: "EVENT_NOT_FOUND",
@@ -137,6 +143,9 @@ describe("[B41] another tenant's id", () => {
     deleteWebhookSubscription: "SUBSCRIPTION_NOT_FOUND",
     pauseWebhookSubscription: "SUBSCRIPTION_NOT_FOUND",
     resumeWebhookSubscription: "SUBSCRIPTION_NOT_FOUND",
+    updateWebhookSubscription: "SUBSCRIPTION_NOT_FOUND",
+    rotateWebhookSubscriptionSecret: "SUBSCRIPTION_NOT_FOUND",
+    testWebhookSubscription: "SUBSCRIPTION_NOT_FOUND",
     getDelivery: "DELIVERY_NOT_FOUND",
   };
 
@@ -162,22 +171,23 @@ describe("[B41] another tenant's id", () => {
     const [owner, other] = [newTenant(), newTenant()];
     const ids = await addAll(owner);
     await addAll(other);
+    if (method.localName === "testWebhookSubscription") startTests(db);
     const notFound = { code: "NotFound", reason: REASONS[method.localName], retry: false };
     const id = idFor(method, ids);
-    const foreign = await failureOf(call(withKey, method, { tenantId: other, id }));
+    const foreign = await failureOf(call(withKey, method, requestOf(method, other, id)));
     expect(foreign).toMatchObject(notFound);
     expect(foreign.message).not.toContain(owner);
     // A tenant that never was, and an id that never was, are answered in the same words.
-    expect(await failureOf(call(withKey, method, { tenantId: newTenant(), id }))).toEqual(foreign);
+    expect(await failureOf(call(withKey, method, requestOf(method, newTenant(), id)))).toEqual(foreign);
     for (const unknown of [`${id.slice(0, -1)}${id.endsWith("a") ? "b" : "a"}`, "rubbish"]) {
-      expect(await failureOf(call(withKey, method, { tenantId: owner, id: unknown }))).toMatchObject(notFound);
+      expect(await failureOf(call(withKey, method, requestOf(method, owner, unknown)))).toMatchObject(notFound);
     }
     const { webhookSubscription } = await withKey.subscriptions.getWebhookSubscription({
       tenantId: owner,
       id: ids.webhookSubscription,
     });
     expect(webhookSubscription?.state).toBe(SubscriptionState.ENABLED);
-    await expect(call(withKey, method, { tenantId: owner, id })).resolves.toBeDefined();
+    await expect(call(withKey, method, requestOf(method, owner, id))).resolves.toBeDefined();
   });
 
   it("filters to nothing in ListDeliveries", async () => {

@@ -17,7 +17,7 @@ import { appendEvents } from "../../src/store/outbox/append.ts";
 import { type ClaimedDelivery, claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import { cancelDeliveriesOfDeletedSubscription } from "../../src/store/outbox/end.ts";
 import { type AttemptRecord, recordAttempts } from "../../src/store/outbox/record.ts";
-import { deleteSubscription } from "../../src/store/subscriptions.ts";
+import { deleteSubscription } from "../../src/store/subscription-changes.ts";
 import { useDatabase } from "../support/database.ts";
 import { failureOf } from "../support/errors.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";

@@ -4,7 +4,7 @@ import { dropOutlived } from "../../src/store/housekeeping.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import { endExpiredDeliveries } from "../../src/store/outbox/end.ts";
-import { pauseSubscription } from "../../src/store/subscriptions.ts";
+import { pauseSubscription } from "../../src/store/subscription-changes.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
 

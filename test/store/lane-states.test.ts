@@ -1,6 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { disableSubscription, type LaneReport, reportLanes } from "../../src/store/lane-states.ts";
-import { getSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscriptions.ts";
+import { pauseSubscription, resumeSubscription } from "../../src/store/subscription-changes.ts";
+import { getSubscription } from "../../src/store/subscriptions.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, newTenant } from "../support/fixtures.ts";
 

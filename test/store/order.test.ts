@@ -14,7 +14,7 @@ import {
 } from "../../src/store/outbox/end.ts";
 import { promoteStranded } from "../../src/store/outbox/promote.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
-import { pauseSubscription, resumeSubscription } from "../../src/store/subscriptions.ts";
+import { pauseSubscription, resumeSubscription } from "../../src/store/subscription-changes.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 

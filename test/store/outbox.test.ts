@@ -7,7 +7,7 @@ import { endDeliveries, endLostDeliveries } from "../../src/store/outbox/end.ts"
 import { listLanes } from "../../src/store/outbox/lanes.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { releaseDeliveries } from "../../src/store/outbox/release.ts";
-import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscriptions.ts";
+import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscription-changes.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 

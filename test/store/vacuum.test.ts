@@ -69,7 +69,7 @@ it("clears away what is dead once it is worth the work", async ({ skip }) => {
   expect((await countOutboxRows(db.worker.hot)).dead).toBeLessThan(100);
 });
 
-it("B51: what an open transaction keeps from being cleared away lies behind the claims, not in their way", async () => {
+it("[B51] what an open transaction keeps from being cleared away lies behind the claims, not in their way", async () => {
   const { lane, deliver } = await openLane();
   await deliver(500);
   const held = await holdSnapshot();

@@ -11,6 +11,7 @@ import {
 } from "../../src/delivery/loop.ts";
 import { createResolver, shareAnswers } from "../../src/delivery/resolver.ts";
 import { cacheTargets } from "../../src/delivery/targets.ts";
+import { startTester } from "../../src/delivery/tester.ts";
 import { cleanUp } from "./clean-up.ts";
 import type { TestDatabase } from "./database.ts";
 import { LOOPBACK_POLICY } from "./service.ts";
@@ -85,6 +86,30 @@ export function startLoop(
     },
     stop,
   };
+}
+
+/** What a worker does for tests of subscriptions, in this process, beside no loop. */
+export function startTests(db: TestDatabase): void {
+  const nowMs = () => performance.now();
+  const connections = keepConnections(nowMs, 2_000);
+  const tester = startTester({
+    sql: db.worker.hot,
+    box: db.box,
+    resolve: shareAnswers(createResolver(1_000), nowMs),
+    connections,
+    judge: createAnswerJudge(LOOPBACK_POLICY),
+    nowMs,
+    requestTimeoutMs: 2_000,
+    maxResponseBytes: 65_536,
+    pollIntervalMs: 50,
+    onEvent: ({ error }) => {
+      throw error;
+    },
+  });
+  cleanUp(async () => {
+    await tester.close();
+    await connections.close();
+  });
 }
 
 /** Attempts of the loop's events, as records. */

@@ -46,7 +46,7 @@ export function createDependencies(
     }),
     wakeUp,
     box: db.box,
-    addressPolicy: LOOPBACK_POLICY,
+    bounds: { addressPolicy: LOOPBACK_POLICY, maxPendingMs: 7 * 86_400_000 },
     userAttributeKeys: new Set(["costCenter"]),
     maxEventBytes: 262_144,
     maxSubscriptionsPerTenant: 100,

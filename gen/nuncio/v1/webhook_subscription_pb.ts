@@ -4,8 +4,8 @@
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
-import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
+import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { EventType } from "./event_pb.ts";
 import { file_nuncio_v1_event } from "./event_pb.ts";
 import type { Message, UnknownEnum } from "@bufbuild/protobuf";
@@ -14,7 +14,7 @@ import type { Message, UnknownEnum } from "@bufbuild/protobuf";
  * Describes the file nuncio/v1/webhook_subscription.proto.
  */
 export const file_nuncio_v1_webhook_subscription: GenFile = /*@__PURE__*/
-  fileDesc("CiRudW5jaW8vdjEvd2ViaG9va19zdWJzY3JpcHRpb24ucHJvdG8SCW51bmNpby52MSLQBQoTV2ViaG9va1N1YnNjcmlwdGlvbhIKCgJpZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSCwoDdXJsGAMgASgJEikKC2V2ZW50X3R5cGVzGAQgAygOMhQubnVuY2lvLnYxLkV2ZW50VHlwZRITCgtkZXNjcmlwdGlvbhgFIAEoCRIrCgVzdGF0ZRgGIAEoDjIcLm51bmNpby52MS5TdWJzY3JpcHRpb25TdGF0ZRIUCgxzdGF0ZV9yZWFzb24YByABKAkSMQoIb3JkZXJpbmcYCCABKA4yHy5udW5jaW8udjEuU3Vic2NyaXB0aW9uT3JkZXJpbmcSLAoMY29udGVudF90eXBlGAkgASgOMhYubnVuY2lvLnYxLkNvbnRlbnRUeXBlEjwKB2hlYWRlcnMYCiADKAsyKy5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbi5IZWFkZXJzRW50cnkSLwoLY3JlYXRlX3RpbWUYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIoCgpyYXRlX2xpbWl0GA0gASgLMhQubnVuY2lvLnYxLlJhdGVMaW1pdBIaCg1tYXhfaW5fZmxpZ2h0GA4gASgFSACIAQESNQoRbGFzdF9zdWNjZXNzX3RpbWUYDyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKDGxhc3RfZmFpbHVyZRgQIAEoCzIWLm51bmNpby52MS5MYXN0RmFpbHVyZRIcChRjb25zZWN1dGl2ZV9mYWlsdXJlcxgRIAEoBRouCgxIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIQCg5fbWF4X2luX2ZsaWdodCIoCglSYXRlTGltaXQSGwoTcmVxdWVzdHNfcGVyX3NlY29uZBgBIAEoBSJHCgtMYXN0RmFpbHVyZRIoCgR0aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZkZXRhaWwYAiABKAkqlwEKEVN1YnNjcmlwdGlvblN0YXRlEiIKHlNVQlNDUklQVElPTl9TVEFURV9VTlNQRUNJRklFRBAAEh4KGlNVQlNDUklQVElPTl9TVEFURV9FTkFCTEVEEAESHQoZU1VCU0NSSVBUSU9OX1NUQVRFX1BBVVNFRBACEh8KG1NVQlNDUklQVElPTl9TVEFURV9ESVNBQkxFRBADKoEBChRTdWJzY3JpcHRpb25PcmRlcmluZxIlCiFTVUJTQ1JJUFRJT05fT1JERVJJTkdfVU5TUEVDSUZJRUQQABIiCh5TVUJTQ1JJUFRJT05fT1JERVJJTkdfUEVSX1VTRVIQARIeChpTVUJTQ1JJUFRJT05fT1JERVJJTkdfTk9ORRACKmUKC0NvbnRlbnRUeXBlEhwKGENPTlRFTlRfVFlQRV9VTlNQRUNJRklFRBAAEhUKEUNPTlRFTlRfVFlQRV9KU09OEAESIQodQ09OVEVOVF9UWVBFX0NMT1VERVZFTlRTX0pTT04QAkIuWixudW5jaW8uZGV2L2NsaWVudHMvZ28vZ2VuL251bmNpby92MTtudW5jaW92MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_nuncio_v1_event]);
+  fileDesc("CiRudW5jaW8vdjEvd2ViaG9va19zdWJzY3JpcHRpb24ucHJvdG8SCW51bmNpby52MSK/BgoTV2ViaG9va1N1YnNjcmlwdGlvbhIKCgJpZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSCwoDdXJsGAMgASgJEikKC2V2ZW50X3R5cGVzGAQgAygOMhQubnVuY2lvLnYxLkV2ZW50VHlwZRITCgtkZXNjcmlwdGlvbhgFIAEoCRIrCgVzdGF0ZRgGIAEoDjIcLm51bmNpby52MS5TdWJzY3JpcHRpb25TdGF0ZRIUCgxzdGF0ZV9yZWFzb24YByABKAkSMQoIb3JkZXJpbmcYCCABKA4yHy5udW5jaW8udjEuU3Vic2NyaXB0aW9uT3JkZXJpbmcSLAoMY29udGVudF90eXBlGAkgASgOMhYubnVuY2lvLnYxLkNvbnRlbnRUeXBlEjwKB2hlYWRlcnMYCiADKAsyKy5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbi5IZWFkZXJzRW50cnkSLwoLY3JlYXRlX3RpbWUYCyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEi8KC3VwZGF0ZV90aW1lGAwgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIoCgpyYXRlX2xpbWl0GA0gASgLMhQubnVuY2lvLnYxLlJhdGVMaW1pdBIaCg1tYXhfaW5fZmxpZ2h0GA4gASgFSACIAQESNQoRbGFzdF9zdWNjZXNzX3RpbWUYDyABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKDGxhc3RfZmFpbHVyZRgQIAEoCzIWLm51bmNpby52MS5MYXN0RmFpbHVyZRIcChRjb25zZWN1dGl2ZV9mYWlsdXJlcxgRIAEoBRIsCgxyZXRyeV9wb2xpY3kYEiABKAsyFi5udW5jaW8udjEuUmV0cnlQb2xpY3kSPwobcmVwbGFjZWRfc2VjcmV0X2V4cGlyZV90aW1lGBMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBouCgxIZWFkZXJzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AUIQCg5fbWF4X2luX2ZsaWdodCI6CgtSZXRyeVBvbGljeRIrCghzY2hlZHVsZRgBIAMoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiIoCglSYXRlTGltaXQSGwoTcmVxdWVzdHNfcGVyX3NlY29uZBgBIAEoBSJHCgtMYXN0RmFpbHVyZRIoCgR0aW1lGAEgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZkZXRhaWwYAiABKAkqlwEKEVN1YnNjcmlwdGlvblN0YXRlEiIKHlNVQlNDUklQVElPTl9TVEFURV9VTlNQRUNJRklFRBAAEh4KGlNVQlNDUklQVElPTl9TVEFURV9FTkFCTEVEEAESHQoZU1VCU0NSSVBUSU9OX1NUQVRFX1BBVVNFRBACEh8KG1NVQlNDUklQVElPTl9TVEFURV9ESVNBQkxFRBADKoEBChRTdWJzY3JpcHRpb25PcmRlcmluZxIlCiFTVUJTQ1JJUFRJT05fT1JERVJJTkdfVU5TUEVDSUZJRUQQABIiCh5TVUJTQ1JJUFRJT05fT1JERVJJTkdfUEVSX1VTRVIQARIeChpTVUJTQ1JJUFRJT05fT1JERVJJTkdfTk9ORRACKmUKC0NvbnRlbnRUeXBlEhwKGENPTlRFTlRfVFlQRV9VTlNQRUNJRklFRBAAEhUKEUNPTlRFTlRfVFlQRV9KU09OEAESIQodQ09OVEVOVF9UWVBFX0NMT1VERVZFTlRTX0pTT04QAkIuWixudW5jaW8uZGV2L2NsaWVudHMvZ28vZ2VuL251bmNpby92MTtudW5jaW92MWIGcHJvdG8z", [file_google_protobuf_duration, file_google_protobuf_timestamp, file_nuncio_v1_event]);
 
 /**
  * A tenant's wish to have its events sent to a URL.
@@ -146,6 +146,21 @@ export type WebhookSubscription = Message<"nuncio.v1.WebhookSubscription"> & {
    * @generated from field: int32 consecutive_failures = 17;
    */
   consecutiveFailures: number;
+
+  /**
+   * When a failed delivery is tried again. Absent: the operator's schedule (`NUNCIO_RETRY_SCHEDULE`).
+   *
+   * @generated from field: nuncio.v1.RetryPolicy retry_policy = 18;
+   */
+  retryPolicy?: RetryPolicy | undefined;
+
+  /**
+   * Output only: while a rotation lasts, when the last of the replaced secrets stops signing. Absent: only the current one
+   * signs.
+   *
+   * @generated from field: google.protobuf.Timestamp replaced_secret_expire_time = 19;
+   */
+  replacedSecretExpireTime?: Timestamp | undefined;
 };
 
 /**
@@ -154,6 +169,28 @@ export type WebhookSubscription = Message<"nuncio.v1.WebhookSubscription"> & {
  */
 export const WebhookSubscriptionSchema: GenMessage<WebhookSubscription> = /*@__PURE__*/
   messageDesc(file_nuncio_v1_webhook_subscription, 0);
+
+/**
+ * How often and when a failed delivery is tried again.
+ *
+ * @generated from message nuncio.v1.RetryPolicy
+ */
+export type RetryPolicy = Message<"nuncio.v1.RetryPolicy"> & {
+  /**
+   * The delays before the second, third … attempt; each is stretched by a random 1.0–1.2, never shortened. At most 50, each
+   * at least 1 s, their sum × 1.2 below `NUNCIO_MAX_PENDING` (7 days). Empty: one attempt, no retry.
+   *
+   * @generated from field: repeated google.protobuf.Duration schedule = 1;
+   */
+  schedule: Duration[];
+};
+
+/**
+ * Describes the message nuncio.v1.RetryPolicy.
+ * Use `create(RetryPolicySchema)` to create a new message.
+ */
+export const RetryPolicySchema: GenMessage<RetryPolicy> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription, 1);
 
 /**
  * A limit over all workers.
@@ -174,7 +211,7 @@ export type RateLimit = Message<"nuncio.v1.RateLimit"> & {
  * Use `create(RateLimitSchema)` to create a new message.
  */
 export const RateLimitSchema: GenMessage<RateLimit> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription, 1);
+  messageDesc(file_nuncio_v1_webhook_subscription, 2);
 
 /**
  * What the last failed attempt met.
@@ -202,7 +239,7 @@ export type LastFailure = Message<"nuncio.v1.LastFailure"> & {
  * Use `create(LastFailureSchema)` to create a new message.
  */
 export const LastFailureSchema: GenMessage<LastFailure> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription, 2);
+  messageDesc(file_nuncio_v1_webhook_subscription, 3);
 
 /**
  * Whether a subscription collects deliveries, and whether it sends them.

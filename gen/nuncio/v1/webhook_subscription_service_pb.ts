@@ -4,6 +4,10 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Duration, FieldMask } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_duration, file_google_protobuf_field_mask } from "@bufbuild/protobuf/wkt";
+import type { DeliveryAttempt } from "./delivery_pb.ts";
+import { file_nuncio_v1_delivery } from "./delivery_pb.ts";
 import type { WebhookSubscription } from "./webhook_subscription_pb.ts";
 import { file_nuncio_v1_webhook_subscription } from "./webhook_subscription_pb.ts";
 import type { Message } from "@bufbuild/protobuf";
@@ -12,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file nuncio/v1/webhook_subscription_service.proto.
  */
 export const file_nuncio_v1_webhook_subscription_service: GenFile = /*@__PURE__*/
-  fileDesc("CixudW5jaW8vdjEvd2ViaG9va19zdWJzY3JpcHRpb25fc2VydmljZS5wcm90bxIJbnVuY2lvLnYxIocBCiBDcmVhdGVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSPAoUd2ViaG9va19zdWJzY3JpcHRpb24YAiABKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbhISCgpyZXF1ZXN0X2lkGAMgASgJInkKIUNyZWF0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRI8ChR3ZWJob29rX3N1YnNjcmlwdGlvbhgBIAEoCzIeLm51bmNpby52MS5XZWJob29rU3Vic2NyaXB0aW9uEhYKDnNpZ25pbmdfc2VjcmV0GAIgASgJIj4KHUdldFdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIKCgJpZBgCIAEoCSJeCh5HZXRXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USPAoUd2ViaG9va19zdWJzY3JpcHRpb24YASABKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbiJbCh9MaXN0V2ViaG9va1N1YnNjcmlwdGlvbnNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJ6CiBMaXN0V2ViaG9va1N1YnNjcmlwdGlvbnNSZXNwb25zZRI9ChV3ZWJob29rX3N1YnNjcmlwdGlvbnMYASADKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkiQQogRGVsZXRlV2ViaG9va1N1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJIiMKIURlbGV0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZSJACh9QYXVzZVdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIKCgJpZBgCIAEoCSJgCiBQYXVzZVdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRI8ChR3ZWJob29rX3N1YnNjcmlwdGlvbhgBIAEoCzIeLm51bmNpby52MS5XZWJob29rU3Vic2NyaXB0aW9uIkEKIFJlc3VtZVdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIKCgJpZBgCIAEoCSJhCiFSZXN1bWVXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USPAoUd2ViaG9va19zdWJzY3JpcHRpb24YASABKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbjLdBQoaV2ViaG9va1N1YnNjcmlwdGlvblNlcnZpY2USdgoZQ3JlYXRlV2ViaG9va1N1YnNjcmlwdGlvbhIrLm51bmNpby52MS5DcmVhdGVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBosLm51bmNpby52MS5DcmVhdGVXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USbQoWR2V0V2ViaG9va1N1YnNjcmlwdGlvbhIoLm51bmNpby52MS5HZXRXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBopLm51bmNpby52MS5HZXRXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2UScwoYTGlzdFdlYmhvb2tTdWJzY3JpcHRpb25zEioubnVuY2lvLnYxLkxpc3RXZWJob29rU3Vic2NyaXB0aW9uc1JlcXVlc3QaKy5udW5jaW8udjEuTGlzdFdlYmhvb2tTdWJzY3JpcHRpb25zUmVzcG9uc2USdgoZRGVsZXRlV2ViaG9va1N1YnNjcmlwdGlvbhIrLm51bmNpby52MS5EZWxldGVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBosLm51bmNpby52MS5EZWxldGVXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2UScwoYUGF1c2VXZWJob29rU3Vic2NyaXB0aW9uEioubnVuY2lvLnYxLlBhdXNlV2ViaG9va1N1YnNjcmlwdGlvblJlcXVlc3QaKy5udW5jaW8udjEuUGF1c2VXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USdgoZUmVzdW1lV2ViaG9va1N1YnNjcmlwdGlvbhIrLm51bmNpby52MS5SZXN1bWVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBosLm51bmNpby52MS5SZXN1bWVXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2VCLlosbnVuY2lvLmRldi9jbGllbnRzL2dvL2dlbi9udW5jaW8vdjE7bnVuY2lvdjFiBnByb3RvMw", [file_nuncio_v1_webhook_subscription]);
+  fileDesc("CixudW5jaW8vdjEvd2ViaG9va19zdWJzY3JpcHRpb25fc2VydmljZS5wcm90bxIJbnVuY2lvLnYxIocBCiBDcmVhdGVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSPAoUd2ViaG9va19zdWJzY3JpcHRpb24YAiABKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbhISCgpyZXF1ZXN0X2lkGAMgASgJInkKIUNyZWF0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRI8ChR3ZWJob29rX3N1YnNjcmlwdGlvbhgBIAEoCzIeLm51bmNpby52MS5XZWJob29rU3Vic2NyaXB0aW9uEhYKDnNpZ25pbmdfc2VjcmV0GAIgASgJIj4KHUdldFdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIKCgJpZBgCIAEoCSJeCh5HZXRXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USPAoUd2ViaG9va19zdWJzY3JpcHRpb24YASABKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbiJbCh9MaXN0V2ViaG9va1N1YnNjcmlwdGlvbnNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCSJ6CiBMaXN0V2ViaG9va1N1YnNjcmlwdGlvbnNSZXNwb25zZRI9ChV3ZWJob29rX3N1YnNjcmlwdGlvbnMYASADKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbhIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkipAEKIFVwZGF0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRI8ChR3ZWJob29rX3N1YnNjcmlwdGlvbhgCIAEoCzIeLm51bmNpby52MS5XZWJob29rU3Vic2NyaXB0aW9uEi8KC3VwZGF0ZV9tYXNrGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLkZpZWxkTWFzayJhCiFVcGRhdGVXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USPAoUd2ViaG9va19zdWJzY3JpcHRpb24YASABKAsyHi5udW5jaW8udjEuV2ViaG9va1N1YnNjcmlwdGlvbiJ4CiZSb3RhdGVXZWJob29rU3Vic2NyaXB0aW9uU2VjcmV0UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkSLwoMZ3JhY2VfcGVyaW9kGAMgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIn8KJ1JvdGF0ZVdlYmhvb2tTdWJzY3JpcHRpb25TZWNyZXRSZXNwb25zZRI8ChR3ZWJob29rX3N1YnNjcmlwdGlvbhgBIAEoCzIeLm51bmNpby52MS5XZWJob29rU3Vic2NyaXB0aW9uEhYKDnNpZ25pbmdfc2VjcmV0GAIgASgJIj8KHlRlc3RXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkiTgofVGVzdFdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRIrCgdhdHRlbXB0GAEgASgLMhoubnVuY2lvLnYxLkRlbGl2ZXJ5QXR0ZW1wdCJBCiBEZWxldGVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkiIwohRGVsZXRlV2ViaG9va1N1YnNjcmlwdGlvblJlc3BvbnNlIkAKH1BhdXNlV2ViaG9va1N1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJImAKIFBhdXNlV2ViaG9va1N1YnNjcmlwdGlvblJlc3BvbnNlEjwKFHdlYmhvb2tfc3Vic2NyaXB0aW9uGAEgASgLMh4ubnVuY2lvLnYxLldlYmhvb2tTdWJzY3JpcHRpb24iQQogUmVzdW1lV2ViaG9va1N1YnNjcmlwdGlvblJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJImEKIVJlc3VtZVdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRI8ChR3ZWJob29rX3N1YnNjcmlwdGlvbhgBIAEoCzIeLm51bmNpby52MS5XZWJob29rU3Vic2NyaXB0aW9uMtIIChpXZWJob29rU3Vic2NyaXB0aW9uU2VydmljZRJ2ChlDcmVhdGVXZWJob29rU3Vic2NyaXB0aW9uEisubnVuY2lvLnYxLkNyZWF0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0GiwubnVuY2lvLnYxLkNyZWF0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRJtChZHZXRXZWJob29rU3Vic2NyaXB0aW9uEigubnVuY2lvLnYxLkdldFdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0GikubnVuY2lvLnYxLkdldFdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRJzChhMaXN0V2ViaG9va1N1YnNjcmlwdGlvbnMSKi5udW5jaW8udjEuTGlzdFdlYmhvb2tTdWJzY3JpcHRpb25zUmVxdWVzdBorLm51bmNpby52MS5MaXN0V2ViaG9va1N1YnNjcmlwdGlvbnNSZXNwb25zZRJ2ChlVcGRhdGVXZWJob29rU3Vic2NyaXB0aW9uEisubnVuY2lvLnYxLlVwZGF0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0GiwubnVuY2lvLnYxLlVwZGF0ZVdlYmhvb2tTdWJzY3JpcHRpb25SZXNwb25zZRKIAQofUm90YXRlV2ViaG9va1N1YnNjcmlwdGlvblNlY3JldBIxLm51bmNpby52MS5Sb3RhdGVXZWJob29rU3Vic2NyaXB0aW9uU2VjcmV0UmVxdWVzdBoyLm51bmNpby52MS5Sb3RhdGVXZWJob29rU3Vic2NyaXB0aW9uU2VjcmV0UmVzcG9uc2UScAoXVGVzdFdlYmhvb2tTdWJzY3JpcHRpb24SKS5udW5jaW8udjEuVGVzdFdlYmhvb2tTdWJzY3JpcHRpb25SZXF1ZXN0GioubnVuY2lvLnYxLlRlc3RXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USdgoZRGVsZXRlV2ViaG9va1N1YnNjcmlwdGlvbhIrLm51bmNpby52MS5EZWxldGVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBosLm51bmNpby52MS5EZWxldGVXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2UScwoYUGF1c2VXZWJob29rU3Vic2NyaXB0aW9uEioubnVuY2lvLnYxLlBhdXNlV2ViaG9va1N1YnNjcmlwdGlvblJlcXVlc3QaKy5udW5jaW8udjEuUGF1c2VXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2USdgoZUmVzdW1lV2ViaG9va1N1YnNjcmlwdGlvbhIrLm51bmNpby52MS5SZXN1bWVXZWJob29rU3Vic2NyaXB0aW9uUmVxdWVzdBosLm51bmNpby52MS5SZXN1bWVXZWJob29rU3Vic2NyaXB0aW9uUmVzcG9uc2VCLlosbnVuY2lvLmRldi9jbGllbnRzL2dvL2dlbi9udW5jaW8vdjE7bnVuY2lvdjFiBnByb3RvMw", [file_google_protobuf_duration, file_google_protobuf_field_mask, file_nuncio_v1_delivery, file_nuncio_v1_webhook_subscription]);
 
 /**
  * @generated from message nuncio.v1.CreateWebhookSubscriptionRequest
@@ -173,6 +177,161 @@ export const ListWebhookSubscriptionsResponseSchema: GenMessage<ListWebhookSubsc
   messageDesc(file_nuncio_v1_webhook_subscription_service, 5);
 
 /**
+ * @generated from message nuncio.v1.UpdateWebhookSubscriptionRequest
+ */
+export type UpdateWebhookSubscriptionRequest = Message<"nuncio.v1.UpdateWebhookSubscriptionRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * Required, with its `id`. Of the other fields those that `update_mask` names are taken over.
+   *
+   * @generated from field: nuncio.v1.WebhookSubscription webhook_subscription = 2;
+   */
+  webhookSubscription?: WebhookSubscription | undefined;
+
+  /**
+   * Of `url`, `event_types`, `description`, `ordering`, `content_type`, `headers`, `retry_policy`, `rate_limit`,
+   * `max_in_flight`, each as a whole; or `*` for all of them. A field that is named and absent goes back to its default.
+   * Empty: the fields that are set. `headers` replaces all of them, since their values are not returned.
+   *
+   * @generated from field: google.protobuf.FieldMask update_mask = 3;
+   */
+  updateMask?: FieldMask | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.UpdateWebhookSubscriptionRequest.
+ * Use `create(UpdateWebhookSubscriptionRequestSchema)` to create a new message.
+ */
+export const UpdateWebhookSubscriptionRequestSchema: GenMessage<UpdateWebhookSubscriptionRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 6);
+
+/**
+ * @generated from message nuncio.v1.UpdateWebhookSubscriptionResponse
+ */
+export type UpdateWebhookSubscriptionResponse = Message<"nuncio.v1.UpdateWebhookSubscriptionResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.WebhookSubscription webhook_subscription = 1;
+   */
+  webhookSubscription?: WebhookSubscription | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.UpdateWebhookSubscriptionResponse.
+ * Use `create(UpdateWebhookSubscriptionResponseSchema)` to create a new message.
+ */
+export const UpdateWebhookSubscriptionResponseSchema: GenMessage<UpdateWebhookSubscriptionResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 7);
+
+/**
+ * @generated from message nuncio.v1.RotateWebhookSubscriptionSecretRequest
+ */
+export type RotateWebhookSubscriptionSecretRequest = Message<"nuncio.v1.RotateWebhookSubscriptionSecretRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `sub_…`. Required.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+
+  /**
+   * How long the replaced secret goes on signing: 0 to 7 days. Absent: 24 hours. 0 ends every replaced secret at once, for
+   * a secret that has leaked.
+   *
+   * @generated from field: google.protobuf.Duration grace_period = 3;
+   */
+  gracePeriod?: Duration | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.RotateWebhookSubscriptionSecretRequest.
+ * Use `create(RotateWebhookSubscriptionSecretRequestSchema)` to create a new message.
+ */
+export const RotateWebhookSubscriptionSecretRequestSchema: GenMessage<RotateWebhookSubscriptionSecretRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 8);
+
+/**
+ * @generated from message nuncio.v1.RotateWebhookSubscriptionSecretResponse
+ */
+export type RotateWebhookSubscriptionSecretResponse = Message<"nuncio.v1.RotateWebhookSubscriptionSecretResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.WebhookSubscription webhook_subscription = 1;
+   */
+  webhookSubscription?: WebhookSubscription | undefined;
+
+  /**
+   * The new one; shown here and nowhere else. If this answer is lost, rotate again: the receiver's secret signs on.
+   *
+   * @generated from field: string signing_secret = 2;
+   */
+  signingSecret: string;
+};
+
+/**
+ * Describes the message nuncio.v1.RotateWebhookSubscriptionSecretResponse.
+ * Use `create(RotateWebhookSubscriptionSecretResponseSchema)` to create a new message.
+ */
+export const RotateWebhookSubscriptionSecretResponseSchema: GenMessage<RotateWebhookSubscriptionSecretResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 9);
+
+/**
+ * @generated from message nuncio.v1.TestWebhookSubscriptionRequest
+ */
+export type TestWebhookSubscriptionRequest = Message<"nuncio.v1.TestWebhookSubscriptionRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `sub_…`. Required.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message nuncio.v1.TestWebhookSubscriptionRequest.
+ * Use `create(TestWebhookSubscriptionRequestSchema)` to create a new message.
+ */
+export const TestWebhookSubscriptionRequestSchema: GenMessage<TestWebhookSubscriptionRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 10);
+
+/**
+ * @generated from message nuncio.v1.TestWebhookSubscriptionResponse
+ */
+export type TestWebhookSubscriptionResponse = Message<"nuncio.v1.TestWebhookSubscriptionResponse"> & {
+  /**
+   * What the receiver answered, or what kept the request from reaching it. `number` is 1.
+   *
+   * @generated from field: nuncio.v1.DeliveryAttempt attempt = 1;
+   */
+  attempt?: DeliveryAttempt | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.TestWebhookSubscriptionResponse.
+ * Use `create(TestWebhookSubscriptionResponseSchema)` to create a new message.
+ */
+export const TestWebhookSubscriptionResponseSchema: GenMessage<TestWebhookSubscriptionResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 11);
+
+/**
  * @generated from message nuncio.v1.DeleteWebhookSubscriptionRequest
  */
 export type DeleteWebhookSubscriptionRequest = Message<"nuncio.v1.DeleteWebhookSubscriptionRequest"> & {
@@ -196,7 +355,7 @@ export type DeleteWebhookSubscriptionRequest = Message<"nuncio.v1.DeleteWebhookS
  * Use `create(DeleteWebhookSubscriptionRequestSchema)` to create a new message.
  */
 export const DeleteWebhookSubscriptionRequestSchema: GenMessage<DeleteWebhookSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription_service, 6);
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 12);
 
 /**
  * @generated from message nuncio.v1.DeleteWebhookSubscriptionResponse
@@ -209,7 +368,7 @@ export type DeleteWebhookSubscriptionResponse = Message<"nuncio.v1.DeleteWebhook
  * Use `create(DeleteWebhookSubscriptionResponseSchema)` to create a new message.
  */
 export const DeleteWebhookSubscriptionResponseSchema: GenMessage<DeleteWebhookSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription_service, 7);
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 13);
 
 /**
  * @generated from message nuncio.v1.PauseWebhookSubscriptionRequest
@@ -235,7 +394,7 @@ export type PauseWebhookSubscriptionRequest = Message<"nuncio.v1.PauseWebhookSub
  * Use `create(PauseWebhookSubscriptionRequestSchema)` to create a new message.
  */
 export const PauseWebhookSubscriptionRequestSchema: GenMessage<PauseWebhookSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription_service, 8);
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 14);
 
 /**
  * @generated from message nuncio.v1.PauseWebhookSubscriptionResponse
@@ -252,7 +411,7 @@ export type PauseWebhookSubscriptionResponse = Message<"nuncio.v1.PauseWebhookSu
  * Use `create(PauseWebhookSubscriptionResponseSchema)` to create a new message.
  */
 export const PauseWebhookSubscriptionResponseSchema: GenMessage<PauseWebhookSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription_service, 9);
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 15);
 
 /**
  * @generated from message nuncio.v1.ResumeWebhookSubscriptionRequest
@@ -278,7 +437,7 @@ export type ResumeWebhookSubscriptionRequest = Message<"nuncio.v1.ResumeWebhookS
  * Use `create(ResumeWebhookSubscriptionRequestSchema)` to create a new message.
  */
 export const ResumeWebhookSubscriptionRequestSchema: GenMessage<ResumeWebhookSubscriptionRequest> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription_service, 10);
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 16);
 
 /**
  * @generated from message nuncio.v1.ResumeWebhookSubscriptionResponse
@@ -295,7 +454,7 @@ export type ResumeWebhookSubscriptionResponse = Message<"nuncio.v1.ResumeWebhook
  * Use `create(ResumeWebhookSubscriptionResponseSchema)` to create a new message.
  */
 export const ResumeWebhookSubscriptionResponseSchema: GenMessage<ResumeWebhookSubscriptionResponse> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_webhook_subscription_service, 11);
+  messageDesc(file_nuncio_v1_webhook_subscription_service, 17);
 
 /**
  * Manages the webhook subscriptions of a tenant. A change is in force for every claim that commits after it returned;
@@ -343,6 +502,49 @@ export const WebhookSubscriptionService: GenService<{
     methodKind: "unary";
     input: typeof ListWebhookSubscriptionsRequestSchema;
     output: typeof ListWebhookSubscriptionsResponseSchema;
+  },
+  /**
+   * Changes a subscription. What waits is sent under the new URL, headers, limits and retry policy; to a new URL it comes
+   * due spread over a minute, and what was known of the old one's health is forgotten. New `event_types` count for events
+   * published from then on, and so does a new `ordering`: what is pending keeps the order it was accepted under.
+   *
+   * Errors: INVALID_ARGUMENT with every bad field (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+   *
+   * @generated from rpc nuncio.v1.WebhookSubscriptionService.UpdateWebhookSubscription
+   */
+  updateWebhookSubscription: {
+    methodKind: "unary";
+    input: typeof UpdateWebhookSubscriptionRequestSchema;
+    output: typeof UpdateWebhookSubscriptionResponseSchema;
+  },
+  /**
+   * Replaces the signing secret. The replaced one goes on signing beside the new one until `grace_period` is over, so that
+   * a receiver can take over the new one meanwhile: each signature header then has a signature of each. A replaced secret
+   * of an earlier rotation keeps its own end. At most five secrets sign at once; one more ends the oldest.
+   *
+   * Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+   *
+   * @generated from rpc nuncio.v1.WebhookSubscriptionService.RotateWebhookSubscriptionSecret
+   */
+  rotateWebhookSubscriptionSecret: {
+    methodKind: "unary";
+    input: typeof RotateWebhookSubscriptionSecretRequestSchema;
+    output: typeof RotateWebhookSubscriptionSecretResponseSchema;
+  },
+  /**
+   * Sends one signed `nuncio.ping` to the subscription's URL, as a worker sends deliveries, and returns what the receiver
+   * answered, within 20 s. In any state, PAUSED and DISABLED included. One attempt; no delivery, no place in any order, no
+   * part in the subscription's health: a 410 does not disable it.
+   *
+   * Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); RESOURCE_EXHAUSTED with RetryInfo (`TEST_UNDER_WAY`) while another test of
+   * the subscription is on its way; UNAVAILABLE (`NO_WORKER`) when no worker took it in time.
+   *
+   * @generated from rpc nuncio.v1.WebhookSubscriptionService.TestWebhookSubscription
+   */
+  testWebhookSubscription: {
+    methodKind: "unary";
+    input: typeof TestWebhookSubscriptionRequestSchema;
+    output: typeof TestWebhookSubscriptionResponseSchema;
   },
   /**
    * Deletes a subscription. Its pending deliveries end as CANCELLED (SUBSCRIPTION_DELETED).

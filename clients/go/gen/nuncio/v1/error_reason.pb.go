@@ -73,6 +73,10 @@ const (
 	ErrorReason_ERROR_REASON_INTERNAL ErrorReason = 20
 	// DEADLINE_EXCEEDED or CANCELLED: the caller's own limit ended the call. A write may have happened.
 	ErrorReason_ERROR_REASON_CALL_ENDED ErrorReason = 21
+	// RESOURCE_EXHAUSTED with RetryInfo: another test of this subscription is on its way.
+	ErrorReason_ERROR_REASON_TEST_UNDER_WAY ErrorReason = 22
+	// UNAVAILABLE with RetryInfo: no worker has taken the work over in time. Is one running?
+	ErrorReason_ERROR_REASON_NO_WORKER ErrorReason = 23
 )
 
 // Enum value maps for ErrorReason.
@@ -100,6 +104,8 @@ var (
 		19: "ERROR_REASON_RPC_NOT_FOUND",
 		20: "ERROR_REASON_INTERNAL",
 		21: "ERROR_REASON_CALL_ENDED",
+		22: "ERROR_REASON_TEST_UNDER_WAY",
+		23: "ERROR_REASON_NO_WORKER",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":            0,
@@ -124,6 +130,8 @@ var (
 		"ERROR_REASON_RPC_NOT_FOUND":          19,
 		"ERROR_REASON_INTERNAL":               20,
 		"ERROR_REASON_CALL_ENDED":             21,
+		"ERROR_REASON_TEST_UNDER_WAY":         22,
+		"ERROR_REASON_NO_WORKER":              23,
 	}
 )
 
@@ -158,7 +166,7 @@ var File_nuncio_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\x8e\x06\n" +
+	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\xcb\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_EVENT\x10\x01\x12 \n" +
@@ -182,7 +190,9 @@ const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\x19ERROR_REASON_ROLE_MISSING\x10\x12\x12\x1e\n" +
 	"\x1aERROR_REASON_RPC_NOT_FOUND\x10\x13\x12\x19\n" +
 	"\x15ERROR_REASON_INTERNAL\x10\x14\x12\x1b\n" +
-	"\x17ERROR_REASON_CALL_ENDED\x10\x15B.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
+	"\x17ERROR_REASON_CALL_ENDED\x10\x15\x12\x1f\n" +
+	"\x1bERROR_REASON_TEST_UNDER_WAY\x10\x16\x12\x1a\n" +
+	"\x16ERROR_REASON_NO_WORKER\x10\x17B.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
 
 var (
 	file_nuncio_v1_error_reason_proto_rawDescOnce sync.Once

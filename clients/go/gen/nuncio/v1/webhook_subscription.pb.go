@@ -9,6 +9,7 @@ package nunciov1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -230,8 +231,13 @@ type WebhookSubscription struct {
 	// Output only: failed attempts since the last success, or since the last Resume. After ten in a row, of three events at
 	// least, only one attempt now and then is made, until one succeeds.
 	ConsecutiveFailures int32 `protobuf:"varint,17,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// When a failed delivery is tried again. Absent: the operator's schedule (`NUNCIO_RETRY_SCHEDULE`).
+	RetryPolicy *RetryPolicy `protobuf:"bytes,18,opt,name=retry_policy,json=retryPolicy,proto3" json:"retry_policy,omitempty"`
+	// Output only: while a rotation lasts, when the last of the replaced secrets stops signing. Absent: only the current one
+	// signs.
+	ReplacedSecretExpireTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=replaced_secret_expire_time,json=replacedSecretExpireTime,proto3" json:"replaced_secret_expire_time,omitempty"`
+	unknownFields            protoimpl.UnknownFields
+	sizeCache                protoimpl.SizeCache
 }
 
 func (x *WebhookSubscription) Reset() {
@@ -383,6 +389,67 @@ func (x *WebhookSubscription) GetConsecutiveFailures() int32 {
 	return 0
 }
 
+func (x *WebhookSubscription) GetRetryPolicy() *RetryPolicy {
+	if x != nil {
+		return x.RetryPolicy
+	}
+	return nil
+}
+
+func (x *WebhookSubscription) GetReplacedSecretExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReplacedSecretExpireTime
+	}
+	return nil
+}
+
+// How often and when a failed delivery is tried again.
+type RetryPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The delays before the second, third … attempt; each is stretched by a random 1.0–1.2, never shortened. At most 50, each
+	// at least 1 s, their sum × 1.2 below `NUNCIO_MAX_PENDING` (7 days). Empty: one attempt, no retry.
+	Schedule      []*durationpb.Duration `protobuf:"bytes,1,rep,name=schedule,proto3" json:"schedule,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryPolicy) Reset() {
+	*x = RetryPolicy{}
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryPolicy) ProtoMessage() {}
+
+func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
+func (*RetryPolicy) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RetryPolicy) GetSchedule() []*durationpb.Duration {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
 // A limit over all workers.
 type RateLimit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -394,7 +461,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[1]
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -406,7 +473,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[1]
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -419,7 +486,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_proto_rawDescGZIP(), []int{1}
+	return file_nuncio_v1_webhook_subscription_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RateLimit) GetRequestsPerSecond() int32 {
@@ -442,7 +509,7 @@ type LastFailure struct {
 
 func (x *LastFailure) Reset() {
 	*x = LastFailure{}
-	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[2]
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -454,7 +521,7 @@ func (x *LastFailure) String() string {
 func (*LastFailure) ProtoMessage() {}
 
 func (x *LastFailure) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[2]
+	mi := &file_nuncio_v1_webhook_subscription_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -467,7 +534,7 @@ func (x *LastFailure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastFailure.ProtoReflect.Descriptor instead.
 func (*LastFailure) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_proto_rawDescGZIP(), []int{2}
+	return file_nuncio_v1_webhook_subscription_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *LastFailure) GetTime() *timestamppb.Timestamp {
@@ -488,7 +555,7 @@ var File_nuncio_v1_webhook_subscription_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_webhook_subscription_proto_rawDesc = "" +
 	"\n" +
-	"$nuncio/v1/webhook_subscription.proto\x12\tnuncio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15nuncio/v1/event.proto\"\x9f\a\n" +
+	"$nuncio/v1/webhook_subscription.proto\x12\tnuncio.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x15nuncio/v1/event.proto\"\xb5\b\n" +
 	"\x13WebhookSubscription\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x10\n" +
@@ -511,11 +578,15 @@ const file_nuncio_v1_webhook_subscription_proto_rawDesc = "" +
 	"\rmax_in_flight\x18\x0e \x01(\x05H\x00R\vmaxInFlight\x88\x01\x01\x12F\n" +
 	"\x11last_success_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\x0flastSuccessTime\x129\n" +
 	"\flast_failure\x18\x10 \x01(\v2\x16.nuncio.v1.LastFailureR\vlastFailure\x121\n" +
-	"\x14consecutive_failures\x18\x11 \x01(\x05R\x13consecutiveFailures\x1a:\n" +
+	"\x14consecutive_failures\x18\x11 \x01(\x05R\x13consecutiveFailures\x129\n" +
+	"\fretry_policy\x18\x12 \x01(\v2\x16.nuncio.v1.RetryPolicyR\vretryPolicy\x12Y\n" +
+	"\x1breplaced_secret_expire_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x18replacedSecretExpireTime\x1a:\n" +
 	"\fHeadersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x10\n" +
-	"\x0e_max_in_flight\";\n" +
+	"\x0e_max_in_flight\"D\n" +
+	"\vRetryPolicy\x125\n" +
+	"\bschedule\x18\x01 \x03(\v2\x19.google.protobuf.DurationR\bschedule\";\n" +
 	"\tRateLimit\x12.\n" +
 	"\x13requests_per_second\x18\x01 \x01(\x05R\x11requestsPerSecond\"U\n" +
 	"\vLastFailure\x12.\n" +
@@ -548,35 +619,40 @@ func file_nuncio_v1_webhook_subscription_proto_rawDescGZIP() []byte {
 }
 
 var file_nuncio_v1_webhook_subscription_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_nuncio_v1_webhook_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_nuncio_v1_webhook_subscription_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_nuncio_v1_webhook_subscription_proto_goTypes = []any{
 	(SubscriptionState)(0),        // 0: nuncio.v1.SubscriptionState
 	(SubscriptionOrdering)(0),     // 1: nuncio.v1.SubscriptionOrdering
 	(ContentType)(0),              // 2: nuncio.v1.ContentType
 	(*WebhookSubscription)(nil),   // 3: nuncio.v1.WebhookSubscription
-	(*RateLimit)(nil),             // 4: nuncio.v1.RateLimit
-	(*LastFailure)(nil),           // 5: nuncio.v1.LastFailure
-	nil,                           // 6: nuncio.v1.WebhookSubscription.HeadersEntry
-	(EventType)(0),                // 7: nuncio.v1.EventType
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*RetryPolicy)(nil),           // 4: nuncio.v1.RetryPolicy
+	(*RateLimit)(nil),             // 5: nuncio.v1.RateLimit
+	(*LastFailure)(nil),           // 6: nuncio.v1.LastFailure
+	nil,                           // 7: nuncio.v1.WebhookSubscription.HeadersEntry
+	(EventType)(0),                // 8: nuncio.v1.EventType
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
 }
 var file_nuncio_v1_webhook_subscription_proto_depIdxs = []int32{
-	7,  // 0: nuncio.v1.WebhookSubscription.event_types:type_name -> nuncio.v1.EventType
+	8,  // 0: nuncio.v1.WebhookSubscription.event_types:type_name -> nuncio.v1.EventType
 	0,  // 1: nuncio.v1.WebhookSubscription.state:type_name -> nuncio.v1.SubscriptionState
 	1,  // 2: nuncio.v1.WebhookSubscription.ordering:type_name -> nuncio.v1.SubscriptionOrdering
 	2,  // 3: nuncio.v1.WebhookSubscription.content_type:type_name -> nuncio.v1.ContentType
-	6,  // 4: nuncio.v1.WebhookSubscription.headers:type_name -> nuncio.v1.WebhookSubscription.HeadersEntry
-	8,  // 5: nuncio.v1.WebhookSubscription.create_time:type_name -> google.protobuf.Timestamp
-	8,  // 6: nuncio.v1.WebhookSubscription.update_time:type_name -> google.protobuf.Timestamp
-	4,  // 7: nuncio.v1.WebhookSubscription.rate_limit:type_name -> nuncio.v1.RateLimit
-	8,  // 8: nuncio.v1.WebhookSubscription.last_success_time:type_name -> google.protobuf.Timestamp
-	5,  // 9: nuncio.v1.WebhookSubscription.last_failure:type_name -> nuncio.v1.LastFailure
-	8,  // 10: nuncio.v1.LastFailure.time:type_name -> google.protobuf.Timestamp
-	11, // [11:11] is the sub-list for method output_type
-	11, // [11:11] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	7,  // 4: nuncio.v1.WebhookSubscription.headers:type_name -> nuncio.v1.WebhookSubscription.HeadersEntry
+	9,  // 5: nuncio.v1.WebhookSubscription.create_time:type_name -> google.protobuf.Timestamp
+	9,  // 6: nuncio.v1.WebhookSubscription.update_time:type_name -> google.protobuf.Timestamp
+	5,  // 7: nuncio.v1.WebhookSubscription.rate_limit:type_name -> nuncio.v1.RateLimit
+	9,  // 8: nuncio.v1.WebhookSubscription.last_success_time:type_name -> google.protobuf.Timestamp
+	6,  // 9: nuncio.v1.WebhookSubscription.last_failure:type_name -> nuncio.v1.LastFailure
+	4,  // 10: nuncio.v1.WebhookSubscription.retry_policy:type_name -> nuncio.v1.RetryPolicy
+	9,  // 11: nuncio.v1.WebhookSubscription.replaced_secret_expire_time:type_name -> google.protobuf.Timestamp
+	10, // 12: nuncio.v1.RetryPolicy.schedule:type_name -> google.protobuf.Duration
+	9,  // 13: nuncio.v1.LastFailure.time:type_name -> google.protobuf.Timestamp
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_nuncio_v1_webhook_subscription_proto_init() }
@@ -592,7 +668,7 @@ func file_nuncio_v1_webhook_subscription_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nuncio_v1_webhook_subscription_proto_rawDesc), len(file_nuncio_v1_webhook_subscription_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -9,6 +9,8 @@ package nunciov1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -352,6 +354,331 @@ func (x *ListWebhookSubscriptionsResponse) GetNextPageToken() string {
 	return ""
 }
 
+type UpdateWebhookSubscriptionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// Required, with its `id`. Of the other fields those that `update_mask` names are taken over.
+	WebhookSubscription *WebhookSubscription `protobuf:"bytes,2,opt,name=webhook_subscription,json=webhookSubscription,proto3" json:"webhook_subscription,omitempty"`
+	// Of `url`, `event_types`, `description`, `ordering`, `content_type`, `headers`, `retry_policy`, `rate_limit`,
+	// `max_in_flight`, each as a whole; or `*` for all of them. A field that is named and absent goes back to its default.
+	// Empty: the fields that are set. `headers` replaces all of them, since their values are not returned.
+	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,3,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateWebhookSubscriptionRequest) Reset() {
+	*x = UpdateWebhookSubscriptionRequest{}
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateWebhookSubscriptionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateWebhookSubscriptionRequest) ProtoMessage() {}
+
+func (x *UpdateWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateWebhookSubscriptionRequest.ProtoReflect.Descriptor instead.
+func (*UpdateWebhookSubscriptionRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *UpdateWebhookSubscriptionRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *UpdateWebhookSubscriptionRequest) GetWebhookSubscription() *WebhookSubscription {
+	if x != nil {
+		return x.WebhookSubscription
+	}
+	return nil
+}
+
+func (x *UpdateWebhookSubscriptionRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+type UpdateWebhookSubscriptionResponse struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	WebhookSubscription *WebhookSubscription   `protobuf:"bytes,1,opt,name=webhook_subscription,json=webhookSubscription,proto3" json:"webhook_subscription,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *UpdateWebhookSubscriptionResponse) Reset() {
+	*x = UpdateWebhookSubscriptionResponse{}
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateWebhookSubscriptionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateWebhookSubscriptionResponse) ProtoMessage() {}
+
+func (x *UpdateWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateWebhookSubscriptionResponse.ProtoReflect.Descriptor instead.
+func (*UpdateWebhookSubscriptionResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *UpdateWebhookSubscriptionResponse) GetWebhookSubscription() *WebhookSubscription {
+	if x != nil {
+		return x.WebhookSubscription
+	}
+	return nil
+}
+
+type RotateWebhookSubscriptionSecretRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `sub_…`. Required.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// How long the replaced secret goes on signing: 0 to 7 days. Absent: 24 hours. 0 ends every replaced secret at once, for
+	// a secret that has leaked.
+	GracePeriod   *durationpb.Duration `protobuf:"bytes,3,opt,name=grace_period,json=gracePeriod,proto3" json:"grace_period,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateWebhookSubscriptionSecretRequest) Reset() {
+	*x = RotateWebhookSubscriptionSecretRequest{}
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateWebhookSubscriptionSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateWebhookSubscriptionSecretRequest) ProtoMessage() {}
+
+func (x *RotateWebhookSubscriptionSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateWebhookSubscriptionSecretRequest.ProtoReflect.Descriptor instead.
+func (*RotateWebhookSubscriptionSecretRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *RotateWebhookSubscriptionSecretRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *RotateWebhookSubscriptionSecretRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RotateWebhookSubscriptionSecretRequest) GetGracePeriod() *durationpb.Duration {
+	if x != nil {
+		return x.GracePeriod
+	}
+	return nil
+}
+
+type RotateWebhookSubscriptionSecretResponse struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	WebhookSubscription *WebhookSubscription   `protobuf:"bytes,1,opt,name=webhook_subscription,json=webhookSubscription,proto3" json:"webhook_subscription,omitempty"`
+	// The new one; shown here and nowhere else. If this answer is lost, rotate again: the receiver's secret signs on.
+	SigningSecret string `protobuf:"bytes,2,opt,name=signing_secret,json=signingSecret,proto3" json:"signing_secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateWebhookSubscriptionSecretResponse) Reset() {
+	*x = RotateWebhookSubscriptionSecretResponse{}
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateWebhookSubscriptionSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateWebhookSubscriptionSecretResponse) ProtoMessage() {}
+
+func (x *RotateWebhookSubscriptionSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateWebhookSubscriptionSecretResponse.ProtoReflect.Descriptor instead.
+func (*RotateWebhookSubscriptionSecretResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *RotateWebhookSubscriptionSecretResponse) GetWebhookSubscription() *WebhookSubscription {
+	if x != nil {
+		return x.WebhookSubscription
+	}
+	return nil
+}
+
+func (x *RotateWebhookSubscriptionSecretResponse) GetSigningSecret() string {
+	if x != nil {
+		return x.SigningSecret
+	}
+	return ""
+}
+
+type TestWebhookSubscriptionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `sub_…`. Required.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestWebhookSubscriptionRequest) Reset() {
+	*x = TestWebhookSubscriptionRequest{}
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestWebhookSubscriptionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestWebhookSubscriptionRequest) ProtoMessage() {}
+
+func (x *TestWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestWebhookSubscriptionRequest.ProtoReflect.Descriptor instead.
+func (*TestWebhookSubscriptionRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TestWebhookSubscriptionRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *TestWebhookSubscriptionRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type TestWebhookSubscriptionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the receiver answered, or what kept the request from reaching it. `number` is 1.
+	Attempt       *DeliveryAttempt `protobuf:"bytes,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestWebhookSubscriptionResponse) Reset() {
+	*x = TestWebhookSubscriptionResponse{}
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestWebhookSubscriptionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestWebhookSubscriptionResponse) ProtoMessage() {}
+
+func (x *TestWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestWebhookSubscriptionResponse.ProtoReflect.Descriptor instead.
+func (*TestWebhookSubscriptionResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TestWebhookSubscriptionResponse) GetAttempt() *DeliveryAttempt {
+	if x != nil {
+		return x.Attempt
+	}
+	return nil
+}
+
 type DeleteWebhookSubscriptionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -364,7 +691,7 @@ type DeleteWebhookSubscriptionRequest struct {
 
 func (x *DeleteWebhookSubscriptionRequest) Reset() {
 	*x = DeleteWebhookSubscriptionRequest{}
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[6]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +703,7 @@ func (x *DeleteWebhookSubscriptionRequest) String() string {
 func (*DeleteWebhookSubscriptionRequest) ProtoMessage() {}
 
 func (x *DeleteWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[6]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +716,7 @@ func (x *DeleteWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteWebhookSubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookSubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{6}
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *DeleteWebhookSubscriptionRequest) GetTenantId() string {
@@ -414,7 +741,7 @@ type DeleteWebhookSubscriptionResponse struct {
 
 func (x *DeleteWebhookSubscriptionResponse) Reset() {
 	*x = DeleteWebhookSubscriptionResponse{}
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[7]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +753,7 @@ func (x *DeleteWebhookSubscriptionResponse) String() string {
 func (*DeleteWebhookSubscriptionResponse) ProtoMessage() {}
 
 func (x *DeleteWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[7]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +766,7 @@ func (x *DeleteWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use DeleteWebhookSubscriptionResponse.ProtoReflect.Descriptor instead.
 func (*DeleteWebhookSubscriptionResponse) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{7}
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{13}
 }
 
 type PauseWebhookSubscriptionRequest struct {
@@ -454,7 +781,7 @@ type PauseWebhookSubscriptionRequest struct {
 
 func (x *PauseWebhookSubscriptionRequest) Reset() {
 	*x = PauseWebhookSubscriptionRequest{}
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[8]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -466,7 +793,7 @@ func (x *PauseWebhookSubscriptionRequest) String() string {
 func (*PauseWebhookSubscriptionRequest) ProtoMessage() {}
 
 func (x *PauseWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[8]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -479,7 +806,7 @@ func (x *PauseWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseWebhookSubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*PauseWebhookSubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{8}
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PauseWebhookSubscriptionRequest) GetTenantId() string {
@@ -505,7 +832,7 @@ type PauseWebhookSubscriptionResponse struct {
 
 func (x *PauseWebhookSubscriptionResponse) Reset() {
 	*x = PauseWebhookSubscriptionResponse{}
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[9]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +844,7 @@ func (x *PauseWebhookSubscriptionResponse) String() string {
 func (*PauseWebhookSubscriptionResponse) ProtoMessage() {}
 
 func (x *PauseWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[9]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +857,7 @@ func (x *PauseWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseWebhookSubscriptionResponse.ProtoReflect.Descriptor instead.
 func (*PauseWebhookSubscriptionResponse) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{9}
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PauseWebhookSubscriptionResponse) GetWebhookSubscription() *WebhookSubscription {
@@ -552,7 +879,7 @@ type ResumeWebhookSubscriptionRequest struct {
 
 func (x *ResumeWebhookSubscriptionRequest) Reset() {
 	*x = ResumeWebhookSubscriptionRequest{}
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[10]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +891,7 @@ func (x *ResumeWebhookSubscriptionRequest) String() string {
 func (*ResumeWebhookSubscriptionRequest) ProtoMessage() {}
 
 func (x *ResumeWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[10]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +904,7 @@ func (x *ResumeWebhookSubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeWebhookSubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*ResumeWebhookSubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{10}
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResumeWebhookSubscriptionRequest) GetTenantId() string {
@@ -603,7 +930,7 @@ type ResumeWebhookSubscriptionResponse struct {
 
 func (x *ResumeWebhookSubscriptionResponse) Reset() {
 	*x = ResumeWebhookSubscriptionResponse{}
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[11]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +942,7 @@ func (x *ResumeWebhookSubscriptionResponse) String() string {
 func (*ResumeWebhookSubscriptionResponse) ProtoMessage() {}
 
 func (x *ResumeWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[11]
+	mi := &file_nuncio_v1_webhook_subscription_service_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +955,7 @@ func (x *ResumeWebhookSubscriptionResponse) ProtoReflect() protoreflect.Message 
 
 // Deprecated: Use ResumeWebhookSubscriptionResponse.ProtoReflect.Descriptor instead.
 func (*ResumeWebhookSubscriptionResponse) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{11}
+	return file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResumeWebhookSubscriptionResponse) GetWebhookSubscription() *WebhookSubscription {
@@ -642,7 +969,7 @@ var File_nuncio_v1_webhook_subscription_service_proto protoreflect.FileDescripto
 
 const file_nuncio_v1_webhook_subscription_service_proto_rawDesc = "" +
 	"\n" +
-	",nuncio/v1/webhook_subscription_service.proto\x12\tnuncio.v1\x1a$nuncio/v1/webhook_subscription.proto\"\xb1\x01\n" +
+	",nuncio/v1/webhook_subscription_service.proto\x12\tnuncio.v1\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x18nuncio/v1/delivery.proto\x1a$nuncio/v1/webhook_subscription.proto\"\xb1\x01\n" +
 	" CreateWebhookSubscriptionRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12Q\n" +
 	"\x14webhook_subscription\x18\x02 \x01(\v2\x1e.nuncio.v1.WebhookSubscriptionR\x13webhookSubscription\x12\x1d\n" +
@@ -663,7 +990,26 @@ const file_nuncio_v1_webhook_subscription_service_proto_rawDesc = "" +
 	"page_token\x18\x03 \x01(\tR\tpageToken\"\x9f\x01\n" +
 	" ListWebhookSubscriptionsResponse\x12S\n" +
 	"\x15webhook_subscriptions\x18\x01 \x03(\v2\x1e.nuncio.v1.WebhookSubscriptionR\x14webhookSubscriptions\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"O\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xcf\x01\n" +
+	" UpdateWebhookSubscriptionRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12Q\n" +
+	"\x14webhook_subscription\x18\x02 \x01(\v2\x1e.nuncio.v1.WebhookSubscriptionR\x13webhookSubscription\x12;\n" +
+	"\vupdate_mask\x18\x03 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\"v\n" +
+	"!UpdateWebhookSubscriptionResponse\x12Q\n" +
+	"\x14webhook_subscription\x18\x01 \x01(\v2\x1e.nuncio.v1.WebhookSubscriptionR\x13webhookSubscription\"\x93\x01\n" +
+	"&RotateWebhookSubscriptionSecretRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\x12<\n" +
+	"\fgrace_period\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vgracePeriod\"\xa3\x01\n" +
+	"'RotateWebhookSubscriptionSecretResponse\x12Q\n" +
+	"\x14webhook_subscription\x18\x01 \x01(\v2\x1e.nuncio.v1.WebhookSubscriptionR\x13webhookSubscription\x12%\n" +
+	"\x0esigning_secret\x18\x02 \x01(\tR\rsigningSecret\"M\n" +
+	"\x1eTestWebhookSubscriptionRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"W\n" +
+	"\x1fTestWebhookSubscriptionResponse\x124\n" +
+	"\aattempt\x18\x01 \x01(\v2\x1a.nuncio.v1.DeliveryAttemptR\aattempt\"O\n" +
 	" DeleteWebhookSubscriptionRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"#\n" +
@@ -677,11 +1023,14 @@ const file_nuncio_v1_webhook_subscription_service_proto_rawDesc = "" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"v\n" +
 	"!ResumeWebhookSubscriptionResponse\x12Q\n" +
-	"\x14webhook_subscription\x18\x01 \x01(\v2\x1e.nuncio.v1.WebhookSubscriptionR\x13webhookSubscription2\xdd\x05\n" +
+	"\x14webhook_subscription\x18\x01 \x01(\v2\x1e.nuncio.v1.WebhookSubscriptionR\x13webhookSubscription2\xd2\b\n" +
 	"\x1aWebhookSubscriptionService\x12v\n" +
 	"\x19CreateWebhookSubscription\x12+.nuncio.v1.CreateWebhookSubscriptionRequest\x1a,.nuncio.v1.CreateWebhookSubscriptionResponse\x12m\n" +
 	"\x16GetWebhookSubscription\x12(.nuncio.v1.GetWebhookSubscriptionRequest\x1a).nuncio.v1.GetWebhookSubscriptionResponse\x12s\n" +
 	"\x18ListWebhookSubscriptions\x12*.nuncio.v1.ListWebhookSubscriptionsRequest\x1a+.nuncio.v1.ListWebhookSubscriptionsResponse\x12v\n" +
+	"\x19UpdateWebhookSubscription\x12+.nuncio.v1.UpdateWebhookSubscriptionRequest\x1a,.nuncio.v1.UpdateWebhookSubscriptionResponse\x12\x88\x01\n" +
+	"\x1fRotateWebhookSubscriptionSecret\x121.nuncio.v1.RotateWebhookSubscriptionSecretRequest\x1a2.nuncio.v1.RotateWebhookSubscriptionSecretResponse\x12p\n" +
+	"\x17TestWebhookSubscription\x12).nuncio.v1.TestWebhookSubscriptionRequest\x1a*.nuncio.v1.TestWebhookSubscriptionResponse\x12v\n" +
 	"\x19DeleteWebhookSubscription\x12+.nuncio.v1.DeleteWebhookSubscriptionRequest\x1a,.nuncio.v1.DeleteWebhookSubscriptionResponse\x12s\n" +
 	"\x18PauseWebhookSubscription\x12*.nuncio.v1.PauseWebhookSubscriptionRequest\x1a+.nuncio.v1.PauseWebhookSubscriptionResponse\x12v\n" +
 	"\x19ResumeWebhookSubscription\x12+.nuncio.v1.ResumeWebhookSubscriptionRequest\x1a,.nuncio.v1.ResumeWebhookSubscriptionResponseB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
@@ -698,46 +1047,67 @@ func file_nuncio_v1_webhook_subscription_service_proto_rawDescGZIP() []byte {
 	return file_nuncio_v1_webhook_subscription_service_proto_rawDescData
 }
 
-var file_nuncio_v1_webhook_subscription_service_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_nuncio_v1_webhook_subscription_service_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_nuncio_v1_webhook_subscription_service_proto_goTypes = []any{
-	(*CreateWebhookSubscriptionRequest)(nil),  // 0: nuncio.v1.CreateWebhookSubscriptionRequest
-	(*CreateWebhookSubscriptionResponse)(nil), // 1: nuncio.v1.CreateWebhookSubscriptionResponse
-	(*GetWebhookSubscriptionRequest)(nil),     // 2: nuncio.v1.GetWebhookSubscriptionRequest
-	(*GetWebhookSubscriptionResponse)(nil),    // 3: nuncio.v1.GetWebhookSubscriptionResponse
-	(*ListWebhookSubscriptionsRequest)(nil),   // 4: nuncio.v1.ListWebhookSubscriptionsRequest
-	(*ListWebhookSubscriptionsResponse)(nil),  // 5: nuncio.v1.ListWebhookSubscriptionsResponse
-	(*DeleteWebhookSubscriptionRequest)(nil),  // 6: nuncio.v1.DeleteWebhookSubscriptionRequest
-	(*DeleteWebhookSubscriptionResponse)(nil), // 7: nuncio.v1.DeleteWebhookSubscriptionResponse
-	(*PauseWebhookSubscriptionRequest)(nil),   // 8: nuncio.v1.PauseWebhookSubscriptionRequest
-	(*PauseWebhookSubscriptionResponse)(nil),  // 9: nuncio.v1.PauseWebhookSubscriptionResponse
-	(*ResumeWebhookSubscriptionRequest)(nil),  // 10: nuncio.v1.ResumeWebhookSubscriptionRequest
-	(*ResumeWebhookSubscriptionResponse)(nil), // 11: nuncio.v1.ResumeWebhookSubscriptionResponse
-	(*WebhookSubscription)(nil),               // 12: nuncio.v1.WebhookSubscription
+	(*CreateWebhookSubscriptionRequest)(nil),        // 0: nuncio.v1.CreateWebhookSubscriptionRequest
+	(*CreateWebhookSubscriptionResponse)(nil),       // 1: nuncio.v1.CreateWebhookSubscriptionResponse
+	(*GetWebhookSubscriptionRequest)(nil),           // 2: nuncio.v1.GetWebhookSubscriptionRequest
+	(*GetWebhookSubscriptionResponse)(nil),          // 3: nuncio.v1.GetWebhookSubscriptionResponse
+	(*ListWebhookSubscriptionsRequest)(nil),         // 4: nuncio.v1.ListWebhookSubscriptionsRequest
+	(*ListWebhookSubscriptionsResponse)(nil),        // 5: nuncio.v1.ListWebhookSubscriptionsResponse
+	(*UpdateWebhookSubscriptionRequest)(nil),        // 6: nuncio.v1.UpdateWebhookSubscriptionRequest
+	(*UpdateWebhookSubscriptionResponse)(nil),       // 7: nuncio.v1.UpdateWebhookSubscriptionResponse
+	(*RotateWebhookSubscriptionSecretRequest)(nil),  // 8: nuncio.v1.RotateWebhookSubscriptionSecretRequest
+	(*RotateWebhookSubscriptionSecretResponse)(nil), // 9: nuncio.v1.RotateWebhookSubscriptionSecretResponse
+	(*TestWebhookSubscriptionRequest)(nil),          // 10: nuncio.v1.TestWebhookSubscriptionRequest
+	(*TestWebhookSubscriptionResponse)(nil),         // 11: nuncio.v1.TestWebhookSubscriptionResponse
+	(*DeleteWebhookSubscriptionRequest)(nil),        // 12: nuncio.v1.DeleteWebhookSubscriptionRequest
+	(*DeleteWebhookSubscriptionResponse)(nil),       // 13: nuncio.v1.DeleteWebhookSubscriptionResponse
+	(*PauseWebhookSubscriptionRequest)(nil),         // 14: nuncio.v1.PauseWebhookSubscriptionRequest
+	(*PauseWebhookSubscriptionResponse)(nil),        // 15: nuncio.v1.PauseWebhookSubscriptionResponse
+	(*ResumeWebhookSubscriptionRequest)(nil),        // 16: nuncio.v1.ResumeWebhookSubscriptionRequest
+	(*ResumeWebhookSubscriptionResponse)(nil),       // 17: nuncio.v1.ResumeWebhookSubscriptionResponse
+	(*WebhookSubscription)(nil),                     // 18: nuncio.v1.WebhookSubscription
+	(*fieldmaskpb.FieldMask)(nil),                   // 19: google.protobuf.FieldMask
+	(*durationpb.Duration)(nil),                     // 20: google.protobuf.Duration
+	(*DeliveryAttempt)(nil),                         // 21: nuncio.v1.DeliveryAttempt
 }
 var file_nuncio_v1_webhook_subscription_service_proto_depIdxs = []int32{
-	12, // 0: nuncio.v1.CreateWebhookSubscriptionRequest.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
-	12, // 1: nuncio.v1.CreateWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
-	12, // 2: nuncio.v1.GetWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
-	12, // 3: nuncio.v1.ListWebhookSubscriptionsResponse.webhook_subscriptions:type_name -> nuncio.v1.WebhookSubscription
-	12, // 4: nuncio.v1.PauseWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
-	12, // 5: nuncio.v1.ResumeWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
-	0,  // 6: nuncio.v1.WebhookSubscriptionService.CreateWebhookSubscription:input_type -> nuncio.v1.CreateWebhookSubscriptionRequest
-	2,  // 7: nuncio.v1.WebhookSubscriptionService.GetWebhookSubscription:input_type -> nuncio.v1.GetWebhookSubscriptionRequest
-	4,  // 8: nuncio.v1.WebhookSubscriptionService.ListWebhookSubscriptions:input_type -> nuncio.v1.ListWebhookSubscriptionsRequest
-	6,  // 9: nuncio.v1.WebhookSubscriptionService.DeleteWebhookSubscription:input_type -> nuncio.v1.DeleteWebhookSubscriptionRequest
-	8,  // 10: nuncio.v1.WebhookSubscriptionService.PauseWebhookSubscription:input_type -> nuncio.v1.PauseWebhookSubscriptionRequest
-	10, // 11: nuncio.v1.WebhookSubscriptionService.ResumeWebhookSubscription:input_type -> nuncio.v1.ResumeWebhookSubscriptionRequest
-	1,  // 12: nuncio.v1.WebhookSubscriptionService.CreateWebhookSubscription:output_type -> nuncio.v1.CreateWebhookSubscriptionResponse
-	3,  // 13: nuncio.v1.WebhookSubscriptionService.GetWebhookSubscription:output_type -> nuncio.v1.GetWebhookSubscriptionResponse
-	5,  // 14: nuncio.v1.WebhookSubscriptionService.ListWebhookSubscriptions:output_type -> nuncio.v1.ListWebhookSubscriptionsResponse
-	7,  // 15: nuncio.v1.WebhookSubscriptionService.DeleteWebhookSubscription:output_type -> nuncio.v1.DeleteWebhookSubscriptionResponse
-	9,  // 16: nuncio.v1.WebhookSubscriptionService.PauseWebhookSubscription:output_type -> nuncio.v1.PauseWebhookSubscriptionResponse
-	11, // 17: nuncio.v1.WebhookSubscriptionService.ResumeWebhookSubscription:output_type -> nuncio.v1.ResumeWebhookSubscriptionResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	18, // 0: nuncio.v1.CreateWebhookSubscriptionRequest.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	18, // 1: nuncio.v1.CreateWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	18, // 2: nuncio.v1.GetWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	18, // 3: nuncio.v1.ListWebhookSubscriptionsResponse.webhook_subscriptions:type_name -> nuncio.v1.WebhookSubscription
+	18, // 4: nuncio.v1.UpdateWebhookSubscriptionRequest.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	19, // 5: nuncio.v1.UpdateWebhookSubscriptionRequest.update_mask:type_name -> google.protobuf.FieldMask
+	18, // 6: nuncio.v1.UpdateWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	20, // 7: nuncio.v1.RotateWebhookSubscriptionSecretRequest.grace_period:type_name -> google.protobuf.Duration
+	18, // 8: nuncio.v1.RotateWebhookSubscriptionSecretResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	21, // 9: nuncio.v1.TestWebhookSubscriptionResponse.attempt:type_name -> nuncio.v1.DeliveryAttempt
+	18, // 10: nuncio.v1.PauseWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	18, // 11: nuncio.v1.ResumeWebhookSubscriptionResponse.webhook_subscription:type_name -> nuncio.v1.WebhookSubscription
+	0,  // 12: nuncio.v1.WebhookSubscriptionService.CreateWebhookSubscription:input_type -> nuncio.v1.CreateWebhookSubscriptionRequest
+	2,  // 13: nuncio.v1.WebhookSubscriptionService.GetWebhookSubscription:input_type -> nuncio.v1.GetWebhookSubscriptionRequest
+	4,  // 14: nuncio.v1.WebhookSubscriptionService.ListWebhookSubscriptions:input_type -> nuncio.v1.ListWebhookSubscriptionsRequest
+	6,  // 15: nuncio.v1.WebhookSubscriptionService.UpdateWebhookSubscription:input_type -> nuncio.v1.UpdateWebhookSubscriptionRequest
+	8,  // 16: nuncio.v1.WebhookSubscriptionService.RotateWebhookSubscriptionSecret:input_type -> nuncio.v1.RotateWebhookSubscriptionSecretRequest
+	10, // 17: nuncio.v1.WebhookSubscriptionService.TestWebhookSubscription:input_type -> nuncio.v1.TestWebhookSubscriptionRequest
+	12, // 18: nuncio.v1.WebhookSubscriptionService.DeleteWebhookSubscription:input_type -> nuncio.v1.DeleteWebhookSubscriptionRequest
+	14, // 19: nuncio.v1.WebhookSubscriptionService.PauseWebhookSubscription:input_type -> nuncio.v1.PauseWebhookSubscriptionRequest
+	16, // 20: nuncio.v1.WebhookSubscriptionService.ResumeWebhookSubscription:input_type -> nuncio.v1.ResumeWebhookSubscriptionRequest
+	1,  // 21: nuncio.v1.WebhookSubscriptionService.CreateWebhookSubscription:output_type -> nuncio.v1.CreateWebhookSubscriptionResponse
+	3,  // 22: nuncio.v1.WebhookSubscriptionService.GetWebhookSubscription:output_type -> nuncio.v1.GetWebhookSubscriptionResponse
+	5,  // 23: nuncio.v1.WebhookSubscriptionService.ListWebhookSubscriptions:output_type -> nuncio.v1.ListWebhookSubscriptionsResponse
+	7,  // 24: nuncio.v1.WebhookSubscriptionService.UpdateWebhookSubscription:output_type -> nuncio.v1.UpdateWebhookSubscriptionResponse
+	9,  // 25: nuncio.v1.WebhookSubscriptionService.RotateWebhookSubscriptionSecret:output_type -> nuncio.v1.RotateWebhookSubscriptionSecretResponse
+	11, // 26: nuncio.v1.WebhookSubscriptionService.TestWebhookSubscription:output_type -> nuncio.v1.TestWebhookSubscriptionResponse
+	13, // 27: nuncio.v1.WebhookSubscriptionService.DeleteWebhookSubscription:output_type -> nuncio.v1.DeleteWebhookSubscriptionResponse
+	15, // 28: nuncio.v1.WebhookSubscriptionService.PauseWebhookSubscription:output_type -> nuncio.v1.PauseWebhookSubscriptionResponse
+	17, // 29: nuncio.v1.WebhookSubscriptionService.ResumeWebhookSubscription:output_type -> nuncio.v1.ResumeWebhookSubscriptionResponse
+	21, // [21:30] is the sub-list for method output_type
+	12, // [12:21] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_nuncio_v1_webhook_subscription_service_proto_init() }
@@ -745,6 +1115,7 @@ func file_nuncio_v1_webhook_subscription_service_proto_init() {
 	if File_nuncio_v1_webhook_subscription_service_proto != nil {
 		return
 	}
+	file_nuncio_v1_delivery_proto_init()
 	file_nuncio_v1_webhook_subscription_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -752,7 +1123,7 @@ func file_nuncio_v1_webhook_subscription_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nuncio_v1_webhook_subscription_service_proto_rawDesc), len(file_nuncio_v1_webhook_subscription_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -43,6 +43,15 @@ const (
 	// WebhookSubscriptionServiceListWebhookSubscriptionsProcedure is the fully-qualified name of the
 	// WebhookSubscriptionService's ListWebhookSubscriptions RPC.
 	WebhookSubscriptionServiceListWebhookSubscriptionsProcedure = "/nuncio.v1.WebhookSubscriptionService/ListWebhookSubscriptions"
+	// WebhookSubscriptionServiceUpdateWebhookSubscriptionProcedure is the fully-qualified name of the
+	// WebhookSubscriptionService's UpdateWebhookSubscription RPC.
+	WebhookSubscriptionServiceUpdateWebhookSubscriptionProcedure = "/nuncio.v1.WebhookSubscriptionService/UpdateWebhookSubscription"
+	// WebhookSubscriptionServiceRotateWebhookSubscriptionSecretProcedure is the fully-qualified name of
+	// the WebhookSubscriptionService's RotateWebhookSubscriptionSecret RPC.
+	WebhookSubscriptionServiceRotateWebhookSubscriptionSecretProcedure = "/nuncio.v1.WebhookSubscriptionService/RotateWebhookSubscriptionSecret"
+	// WebhookSubscriptionServiceTestWebhookSubscriptionProcedure is the fully-qualified name of the
+	// WebhookSubscriptionService's TestWebhookSubscription RPC.
+	WebhookSubscriptionServiceTestWebhookSubscriptionProcedure = "/nuncio.v1.WebhookSubscriptionService/TestWebhookSubscription"
 	// WebhookSubscriptionServiceDeleteWebhookSubscriptionProcedure is the fully-qualified name of the
 	// WebhookSubscriptionService's DeleteWebhookSubscription RPC.
 	WebhookSubscriptionServiceDeleteWebhookSubscriptionProcedure = "/nuncio.v1.WebhookSubscriptionService/DeleteWebhookSubscription"
@@ -73,6 +82,25 @@ type WebhookSubscriptionServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT (`INVALID_PAGE_TOKEN`, `INVALID_REQUEST`).
 	ListWebhookSubscriptions(context.Context, *v1.ListWebhookSubscriptionsRequest) (*v1.ListWebhookSubscriptionsResponse, error)
+	// Changes a subscription. What waits is sent under the new URL, headers, limits and retry policy; to a new URL it comes
+	// due spread over a minute, and what was known of the old one's health is forgotten. New `event_types` count for events
+	// published from then on, and so does a new `ordering`: what is pending keeps the order it was accepted under.
+	//
+	// Errors: INVALID_ARGUMENT with every bad field (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+	UpdateWebhookSubscription(context.Context, *v1.UpdateWebhookSubscriptionRequest) (*v1.UpdateWebhookSubscriptionResponse, error)
+	// Replaces the signing secret. The replaced one goes on signing beside the new one until `grace_period` is over, so that
+	// a receiver can take over the new one meanwhile: each signature header then has a signature of each. A replaced secret
+	// of an earlier rotation keeps its own end. At most five secrets sign at once; one more ends the oldest.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+	RotateWebhookSubscriptionSecret(context.Context, *v1.RotateWebhookSubscriptionSecretRequest) (*v1.RotateWebhookSubscriptionSecretResponse, error)
+	// Sends one signed `nuncio.ping` to the subscription's URL, as a worker sends deliveries, and returns what the receiver
+	// answered, within 20 s. In any state, PAUSED and DISABLED included. One attempt; no delivery, no place in any order, no
+	// part in the subscription's health: a 410 does not disable it.
+	//
+	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); RESOURCE_EXHAUSTED with RetryInfo (`TEST_UNDER_WAY`) while another test of
+	// the subscription is on its way; UNAVAILABLE (`NO_WORKER`) when no worker took it in time.
+	TestWebhookSubscription(context.Context, *v1.TestWebhookSubscriptionRequest) (*v1.TestWebhookSubscriptionResponse, error)
 	// Deletes a subscription. Its pending deliveries end as CANCELLED (SUBSCRIPTION_DELETED).
 	//
 	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`), also when it was deleted before.
@@ -116,6 +144,24 @@ func NewWebhookSubscriptionServiceClient(httpClient connect.HTTPClient, baseURL 
 			connect.WithSchema(webhookSubscriptionServiceMethods.ByName("ListWebhookSubscriptions")),
 			connect.WithClientOptions(opts...),
 		),
+		updateWebhookSubscription: connect.NewClient[v1.UpdateWebhookSubscriptionRequest, v1.UpdateWebhookSubscriptionResponse](
+			httpClient,
+			baseURL+WebhookSubscriptionServiceUpdateWebhookSubscriptionProcedure,
+			connect.WithSchema(webhookSubscriptionServiceMethods.ByName("UpdateWebhookSubscription")),
+			connect.WithClientOptions(opts...),
+		),
+		rotateWebhookSubscriptionSecret: connect.NewClient[v1.RotateWebhookSubscriptionSecretRequest, v1.RotateWebhookSubscriptionSecretResponse](
+			httpClient,
+			baseURL+WebhookSubscriptionServiceRotateWebhookSubscriptionSecretProcedure,
+			connect.WithSchema(webhookSubscriptionServiceMethods.ByName("RotateWebhookSubscriptionSecret")),
+			connect.WithClientOptions(opts...),
+		),
+		testWebhookSubscription: connect.NewClient[v1.TestWebhookSubscriptionRequest, v1.TestWebhookSubscriptionResponse](
+			httpClient,
+			baseURL+WebhookSubscriptionServiceTestWebhookSubscriptionProcedure,
+			connect.WithSchema(webhookSubscriptionServiceMethods.ByName("TestWebhookSubscription")),
+			connect.WithClientOptions(opts...),
+		),
 		deleteWebhookSubscription: connect.NewClient[v1.DeleteWebhookSubscriptionRequest, v1.DeleteWebhookSubscriptionResponse](
 			httpClient,
 			baseURL+WebhookSubscriptionServiceDeleteWebhookSubscriptionProcedure,
@@ -139,12 +185,15 @@ func NewWebhookSubscriptionServiceClient(httpClient connect.HTTPClient, baseURL 
 
 // webhookSubscriptionServiceClient implements WebhookSubscriptionServiceClient.
 type webhookSubscriptionServiceClient struct {
-	createWebhookSubscription *connect.Client[v1.CreateWebhookSubscriptionRequest, v1.CreateWebhookSubscriptionResponse]
-	getWebhookSubscription    *connect.Client[v1.GetWebhookSubscriptionRequest, v1.GetWebhookSubscriptionResponse]
-	listWebhookSubscriptions  *connect.Client[v1.ListWebhookSubscriptionsRequest, v1.ListWebhookSubscriptionsResponse]
-	deleteWebhookSubscription *connect.Client[v1.DeleteWebhookSubscriptionRequest, v1.DeleteWebhookSubscriptionResponse]
-	pauseWebhookSubscription  *connect.Client[v1.PauseWebhookSubscriptionRequest, v1.PauseWebhookSubscriptionResponse]
-	resumeWebhookSubscription *connect.Client[v1.ResumeWebhookSubscriptionRequest, v1.ResumeWebhookSubscriptionResponse]
+	createWebhookSubscription       *connect.Client[v1.CreateWebhookSubscriptionRequest, v1.CreateWebhookSubscriptionResponse]
+	getWebhookSubscription          *connect.Client[v1.GetWebhookSubscriptionRequest, v1.GetWebhookSubscriptionResponse]
+	listWebhookSubscriptions        *connect.Client[v1.ListWebhookSubscriptionsRequest, v1.ListWebhookSubscriptionsResponse]
+	updateWebhookSubscription       *connect.Client[v1.UpdateWebhookSubscriptionRequest, v1.UpdateWebhookSubscriptionResponse]
+	rotateWebhookSubscriptionSecret *connect.Client[v1.RotateWebhookSubscriptionSecretRequest, v1.RotateWebhookSubscriptionSecretResponse]
+	testWebhookSubscription         *connect.Client[v1.TestWebhookSubscriptionRequest, v1.TestWebhookSubscriptionResponse]
+	deleteWebhookSubscription       *connect.Client[v1.DeleteWebhookSubscriptionRequest, v1.DeleteWebhookSubscriptionResponse]
+	pauseWebhookSubscription        *connect.Client[v1.PauseWebhookSubscriptionRequest, v1.PauseWebhookSubscriptionResponse]
+	resumeWebhookSubscription       *connect.Client[v1.ResumeWebhookSubscriptionRequest, v1.ResumeWebhookSubscriptionResponse]
 }
 
 // CreateWebhookSubscription calls nuncio.v1.WebhookSubscriptionService.CreateWebhookSubscription.
@@ -168,6 +217,34 @@ func (c *webhookSubscriptionServiceClient) GetWebhookSubscription(ctx context.Co
 // ListWebhookSubscriptions calls nuncio.v1.WebhookSubscriptionService.ListWebhookSubscriptions.
 func (c *webhookSubscriptionServiceClient) ListWebhookSubscriptions(ctx context.Context, req *v1.ListWebhookSubscriptionsRequest) (*v1.ListWebhookSubscriptionsResponse, error) {
 	response, err := c.listWebhookSubscriptions.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// UpdateWebhookSubscription calls nuncio.v1.WebhookSubscriptionService.UpdateWebhookSubscription.
+func (c *webhookSubscriptionServiceClient) UpdateWebhookSubscription(ctx context.Context, req *v1.UpdateWebhookSubscriptionRequest) (*v1.UpdateWebhookSubscriptionResponse, error) {
+	response, err := c.updateWebhookSubscription.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RotateWebhookSubscriptionSecret calls
+// nuncio.v1.WebhookSubscriptionService.RotateWebhookSubscriptionSecret.
+func (c *webhookSubscriptionServiceClient) RotateWebhookSubscriptionSecret(ctx context.Context, req *v1.RotateWebhookSubscriptionSecretRequest) (*v1.RotateWebhookSubscriptionSecretResponse, error) {
+	response, err := c.rotateWebhookSubscriptionSecret.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TestWebhookSubscription calls nuncio.v1.WebhookSubscriptionService.TestWebhookSubscription.
+func (c *webhookSubscriptionServiceClient) TestWebhookSubscription(ctx context.Context, req *v1.TestWebhookSubscriptionRequest) (*v1.TestWebhookSubscriptionResponse, error) {
+	response, err := c.testWebhookSubscription.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -220,6 +297,25 @@ type WebhookSubscriptionServiceHandler interface {
 	//
 	// Errors: INVALID_ARGUMENT (`INVALID_PAGE_TOKEN`, `INVALID_REQUEST`).
 	ListWebhookSubscriptions(context.Context, *v1.ListWebhookSubscriptionsRequest) (*v1.ListWebhookSubscriptionsResponse, error)
+	// Changes a subscription. What waits is sent under the new URL, headers, limits and retry policy; to a new URL it comes
+	// due spread over a minute, and what was known of the old one's health is forgotten. New `event_types` count for events
+	// published from then on, and so does a new `ordering`: what is pending keeps the order it was accepted under.
+	//
+	// Errors: INVALID_ARGUMENT with every bad field (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+	UpdateWebhookSubscription(context.Context, *v1.UpdateWebhookSubscriptionRequest) (*v1.UpdateWebhookSubscriptionResponse, error)
+	// Replaces the signing secret. The replaced one goes on signing beside the new one until `grace_period` is over, so that
+	// a receiver can take over the new one meanwhile: each signature header then has a signature of each. A replaced secret
+	// of an earlier rotation keeps its own end. At most five secrets sign at once; one more ends the oldest.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+	RotateWebhookSubscriptionSecret(context.Context, *v1.RotateWebhookSubscriptionSecretRequest) (*v1.RotateWebhookSubscriptionSecretResponse, error)
+	// Sends one signed `nuncio.ping` to the subscription's URL, as a worker sends deliveries, and returns what the receiver
+	// answered, within 20 s. In any state, PAUSED and DISABLED included. One attempt; no delivery, no place in any order, no
+	// part in the subscription's health: a 410 does not disable it.
+	//
+	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); RESOURCE_EXHAUSTED with RetryInfo (`TEST_UNDER_WAY`) while another test of
+	// the subscription is on its way; UNAVAILABLE (`NO_WORKER`) when no worker took it in time.
+	TestWebhookSubscription(context.Context, *v1.TestWebhookSubscriptionRequest) (*v1.TestWebhookSubscriptionResponse, error)
 	// Deletes a subscription. Its pending deliveries end as CANCELLED (SUBSCRIPTION_DELETED).
 	//
 	// Errors: NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`), also when it was deleted before.
@@ -259,6 +355,24 @@ func NewWebhookSubscriptionServiceHandler(svc WebhookSubscriptionServiceHandler,
 		connect.WithSchema(webhookSubscriptionServiceMethods.ByName("ListWebhookSubscriptions")),
 		connect.WithHandlerOptions(opts...),
 	)
+	webhookSubscriptionServiceUpdateWebhookSubscriptionHandler := connect.NewUnaryHandlerSimple(
+		WebhookSubscriptionServiceUpdateWebhookSubscriptionProcedure,
+		svc.UpdateWebhookSubscription,
+		connect.WithSchema(webhookSubscriptionServiceMethods.ByName("UpdateWebhookSubscription")),
+		connect.WithHandlerOptions(opts...),
+	)
+	webhookSubscriptionServiceRotateWebhookSubscriptionSecretHandler := connect.NewUnaryHandlerSimple(
+		WebhookSubscriptionServiceRotateWebhookSubscriptionSecretProcedure,
+		svc.RotateWebhookSubscriptionSecret,
+		connect.WithSchema(webhookSubscriptionServiceMethods.ByName("RotateWebhookSubscriptionSecret")),
+		connect.WithHandlerOptions(opts...),
+	)
+	webhookSubscriptionServiceTestWebhookSubscriptionHandler := connect.NewUnaryHandlerSimple(
+		WebhookSubscriptionServiceTestWebhookSubscriptionProcedure,
+		svc.TestWebhookSubscription,
+		connect.WithSchema(webhookSubscriptionServiceMethods.ByName("TestWebhookSubscription")),
+		connect.WithHandlerOptions(opts...),
+	)
 	webhookSubscriptionServiceDeleteWebhookSubscriptionHandler := connect.NewUnaryHandlerSimple(
 		WebhookSubscriptionServiceDeleteWebhookSubscriptionProcedure,
 		svc.DeleteWebhookSubscription,
@@ -285,6 +399,12 @@ func NewWebhookSubscriptionServiceHandler(svc WebhookSubscriptionServiceHandler,
 			webhookSubscriptionServiceGetWebhookSubscriptionHandler.ServeHTTP(w, r)
 		case WebhookSubscriptionServiceListWebhookSubscriptionsProcedure:
 			webhookSubscriptionServiceListWebhookSubscriptionsHandler.ServeHTTP(w, r)
+		case WebhookSubscriptionServiceUpdateWebhookSubscriptionProcedure:
+			webhookSubscriptionServiceUpdateWebhookSubscriptionHandler.ServeHTTP(w, r)
+		case WebhookSubscriptionServiceRotateWebhookSubscriptionSecretProcedure:
+			webhookSubscriptionServiceRotateWebhookSubscriptionSecretHandler.ServeHTTP(w, r)
+		case WebhookSubscriptionServiceTestWebhookSubscriptionProcedure:
+			webhookSubscriptionServiceTestWebhookSubscriptionHandler.ServeHTTP(w, r)
 		case WebhookSubscriptionServiceDeleteWebhookSubscriptionProcedure:
 			webhookSubscriptionServiceDeleteWebhookSubscriptionHandler.ServeHTTP(w, r)
 		case WebhookSubscriptionServicePauseWebhookSubscriptionProcedure:
@@ -310,6 +430,18 @@ func (UnimplementedWebhookSubscriptionServiceHandler) GetWebhookSubscription(con
 
 func (UnimplementedWebhookSubscriptionServiceHandler) ListWebhookSubscriptions(context.Context, *v1.ListWebhookSubscriptionsRequest) (*v1.ListWebhookSubscriptionsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.WebhookSubscriptionService.ListWebhookSubscriptions is not implemented"))
+}
+
+func (UnimplementedWebhookSubscriptionServiceHandler) UpdateWebhookSubscription(context.Context, *v1.UpdateWebhookSubscriptionRequest) (*v1.UpdateWebhookSubscriptionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.WebhookSubscriptionService.UpdateWebhookSubscription is not implemented"))
+}
+
+func (UnimplementedWebhookSubscriptionServiceHandler) RotateWebhookSubscriptionSecret(context.Context, *v1.RotateWebhookSubscriptionSecretRequest) (*v1.RotateWebhookSubscriptionSecretResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.WebhookSubscriptionService.RotateWebhookSubscriptionSecret is not implemented"))
+}
+
+func (UnimplementedWebhookSubscriptionServiceHandler) TestWebhookSubscription(context.Context, *v1.TestWebhookSubscriptionRequest) (*v1.TestWebhookSubscriptionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.WebhookSubscriptionService.TestWebhookSubscription is not implemented"))
 }
 
 func (UnimplementedWebhookSubscriptionServiceHandler) DeleteWebhookSubscription(context.Context, *v1.DeleteWebhookSubscriptionRequest) (*v1.DeleteWebhookSubscriptionResponse, error) {
