@@ -1,3 +1,4 @@
+import type { Plot } from "./plot.ts";
 import type { BenchPostgres } from "./postgres.ts";
 import type { Receiver } from "./receiver.ts";
 
@@ -7,6 +8,8 @@ export type Bench = {
   readonly receiver: Receiver;
   readonly size: Size;
   readonly progress: (text: string) => void;
+  /** Adds a drawing to the page. */
+  readonly plot: (plot: Plot) => void;
 };
 
 /** How much is measured. `--quick` shows that everything runs; its figures mean little. */

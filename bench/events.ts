@@ -10,15 +10,15 @@ import type { AppendRow } from "../src/store/outbox/append.ts";
 const USERS = 20_000;
 let turn = 0;
 
-function nextUserName(): string {
-  turn = (turn + 1) % USERS;
+function nextUserName(users: number): string {
+  turn = (turn + 1) % users;
   return `user${String(turn).padStart(6, "0")}`;
 }
 
 const OCCURRED = { seconds: 1_795_428_000n, nanos: 0 };
 
 export function wireEvent(tenantId: string, id: string): MessageInitShape<typeof EventSchema> {
-  const name = nextUserName();
+  const name = nextUserName(USERS);
   const emails = [{ value: `${name}@example.com`, primary: true, verified: true }];
   return {
     id,
@@ -30,8 +30,8 @@ export function wireEvent(tenantId: string, id: string): MessageInitShape<typeof
 }
 
 /** What `rpc/publish.ts` makes of such an event. */
-export function appendRow(tenantId: string, id: string): AppendRow {
-  const name = nextUserName();
+export function appendRow(tenantId: string, id: string, users = USERS): AppendRow {
+  const name = nextUserName(users);
   const emails = [{ value: `${name}@example.com`, primary: true, verified: true }];
   const event: AcceptedEvent = {
     id,

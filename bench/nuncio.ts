@@ -34,6 +34,8 @@ export type Filling = Subscribed & {
   readonly deliveries: number;
   /** Which of the subscriptions gets the n-th event; by default they take turns. */
   readonly spread?: (n: number) => number;
+  /** How many users there are, who take turns. Undefined: 20,000. */
+  readonly users?: number;
 };
 
 /** Subscriptions, and events for them in the outbox. */
@@ -46,7 +48,7 @@ export async function fillOutbox(database: BenchDatabase, filling: Filling): Pro
 
 export type Filler = {
   subscribe(subscribed: Subscribed): Promise<void>;
-  append(filling: Pick<Filling, "subscriptions" | "deliveries" | "firstTenant" | "spread">): Promise<void>;
+  append(filling: Pick<Filling, "subscriptions" | "deliveries" | "firstTenant" | "spread" | "users">): Promise<void>;
   close(): Promise<void>;
 };
 
@@ -72,11 +74,11 @@ export function openFiller(database: BenchDatabase): Filler {
         });
       }
     },
-    async append({ subscriptions, deliveries, firstTenant = 0, spread = (n) => n % subscriptions }) {
+    async append({ subscriptions, deliveries, firstTenant = 0, spread = (n) => n % subscriptions, users }) {
       for (let done = 0; done < deliveries; done += APPEND_GROUP) {
         const count = Math.min(APPEND_GROUP, deliveries - done);
         const rows = Array.from({ length: count }, (_, i) =>
-          appendRow(tenantName(firstTenant + spread(done + i)), `evt_${uuidV7()}`),
+          appendRow(tenantName(firstTenant + spread(done + i)), `evt_${uuidV7()}`, users),
         );
         await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
       }

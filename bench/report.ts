@@ -1,9 +1,12 @@
-import { readFile, writeFile } from "node:fs/promises";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { availableParallelism, cpus } from "node:os";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Result } from "./bench.ts";
+import { type Plot, toSvg } from "./plot.ts";
 
 const PAGE = fileURLToPath(new URL("../docs/benchmarks.md", import.meta.url));
+const DRAWINGS = fileURLToPath(new URL("../docs/benchmarks", import.meta.url));
 const BEGIN = "<!-- results: begin (written by `npm run bench`) -->";
 const END = "<!-- results: end -->";
 
@@ -22,12 +25,18 @@ export function toTable(results: readonly Result[], { postgresVersion, command }
   ].join("\n");
 }
 
-/** Replaces what stands between the markers of docs/benchmarks.md. */
-export async function writeReport(table: string): Promise<void> {
+/** Replaces what stands between the markers of docs/benchmarks.md, and the drawings beside it. */
+export async function writeReport(table: string, plots: readonly Plot[]): Promise<void> {
+  await mkdir(DRAWINGS, { recursive: true });
+  for (const plot of plots) await writeFile(join(DRAWINGS, `${plot.name}.svg`), toSvg(plot));
+  const drawings = plots.map(({ name, title }) => `![${title}](benchmarks/${name}.svg)`);
   const page = await readFile(PAGE, "utf8");
   const [begin, end] = [page.indexOf(BEGIN), page.indexOf(END)];
   if (begin < 0 || end < begin) throw new Error(`${PAGE} has lost its markers ${BEGIN} and ${END}`);
-  await writeFile(PAGE, `${page.slice(0, begin + BEGIN.length)}\n\n${table}\n\n${page.slice(end)}`);
+  await writeFile(
+    PAGE,
+    `${page.slice(0, begin + BEGIN.length)}\n\n${[table, ...drawings].join("\n\n")}\n\n${page.slice(end)}`,
+  );
 }
 
 function toLine({ what, value, unit, figures, target }: Result): string {

@@ -1,5 +1,6 @@
 import { parseArgs } from "node:util";
 import type { Bench, Result, Row, Size } from "./bench.ts";
+import type { Plot } from "./plot.ts";
 import { startBenchPostgres } from "./postgres.ts";
 import { startReceiver } from "./receiver.ts";
 import { toTable, writeReport } from "./report.ts";
@@ -80,7 +81,9 @@ const receiver = await startReceiver();
 try {
   const rounds = Number(options.rounds ?? size.rounds);
   const deliveries = Number(options.deliveries ?? size.deliveries);
-  const bench: Bench = { postgres, receiver, size: { ...size, rounds, deliveries }, progress };
+  const plots: Plot[] = [];
+  const plot = (drawn: Plot) => plots.push(drawn);
+  const bench: Bench = { postgres, receiver, size: { ...size, rounds, deliveries }, progress, plot };
   const results: Result[] = [];
   for (const row of chosen) results.push(...(await row.measure(bench)));
 
@@ -88,7 +91,7 @@ try {
   const command = ["npm run bench", ...(process.argv.length > 2 ? ["--", ...process.argv.slice(2)] : [])].join(" ");
   const table = toTable(results, { postgresVersion: postgres.version, command });
   process.stdout.write(`\n${table}\n`);
-  if (isWhole) await writeReport(table);
+  if (isWhole) await writeReport(table, plots);
 } finally {
   await receiver.stop();
   await postgres.stop();

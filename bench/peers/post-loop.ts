@@ -1,14 +1,15 @@
-import { openPost } from "./post.ts";
+import { type Handler, openHandler } from "./handler.ts";
 
 export type PostLoopRequest = {
   readonly url: string;
   readonly body: string;
   readonly atOnce: number;
   readonly requests: number;
+  readonly handler: Handler;
 };
 
-process.on("message", async ({ url, body, atOnce, requests }: PostLoopRequest) => {
-  const { post, close } = openPost(url, atOnce);
+process.on("message", async ({ url, body, atOnce, requests, handler }: PostLoopRequest) => {
+  const { post, close } = openHandler(handler, url, atOnce);
   const bytes = Buffer.from(body);
   let left = requests;
   const loop = async () => {

@@ -16,7 +16,8 @@ export const delivery: Row = {
   name: "delivery",
   async measure(bench) {
     const contestants = {
-      loop: () => measureLoop(bench),
+      loop: () => measureLoop(bench, "bare"),
+      loopSame: () => measureLoop(bench, "same"),
       one: () => drainRate(bench, ONE),
       hundred: () => drainRate(bench, HUNDRED),
       oneOrdered: () => drainRate(bench, { ...ONE, ordering: "PER_USER" }),
@@ -34,9 +35,32 @@ export const delivery: Row = {
         bench.progress(`delivery ${round}/${bench.size.rounds}: ${name} ${perSecond(rate)}`);
       }
     }
+    bench.plot({
+      name: "deliveries",
+      title: "Deliveries a second, to one receiver on the same two cores",
+      kind: "bars",
+      unit: "/s",
+      bars: LABELS.map(([name, label]) => ({ label, rounds: rates[name], isOurs: name in OURS })),
+    });
     return toResults(rates);
   },
 };
+
+const OURS = {
+  one: "Nuncio, 1 subscription, NONE",
+  hundred: "Nuncio, 100 subscriptions, NONE",
+  oneOrdered: "Nuncio, 1 subscription, PER_USER",
+  hundredOrdered: "Nuncio, 100 subscriptions, PER_USER",
+} as const;
+const LABELS: readonly (readonly [Contestant, string])[] = [
+  ["loop", "bare undici loop, nothing stored"],
+  ["loopSame", "the same with the worker's own send"],
+  ...(Object.entries(OURS) as [Contestant, string][]),
+  ["graphile", "graphile-worker, same handler"],
+  ["graphileBare", "graphile-worker, only POSTs"],
+  ["pgBoss", "pg-boss, same handler"],
+  ["pgBossBare", "pg-boss, two loops, only POSTs"],
+];
 
 async function drainRate(bench: Bench, options: DrainOptions): Promise<number> {
   return (await drainOutbox(bench, options)).deliveriesPerSecond;
@@ -44,6 +68,7 @@ async function drainRate(bench: Bench, options: DrainOptions): Promise<number> {
 
 type Contestant =
   | "loop"
+  | "loopSame"
   | "one"
   | "hundred"
   | "oneOrdered"
@@ -67,6 +92,10 @@ function toResults(rates: Rates): Result[] {
   return [
     { what: "deliveries, 1 subscription ÷ bare undici POST loop", ...compare("one", "loop"), target: toLoop },
     { what: "deliveries, 100 subscriptions ÷ bare undici POST loop", ...compare("hundred", "loop"), target: toLoop },
+    {
+      what: "the loop with the worker's own send, nothing stored ÷ bare undici POST loop",
+      ...compare("loopSame", "loop"),
+    },
     { what: "the same, 1 subscription, PER_USER", ...compare("oneOrdered", "loop"), target: toLoopOrdered },
     { what: "the same, 100 subscriptions, PER_USER", ...compare("hundredOrdered", "loop"), target: toLoopOrdered },
     {
@@ -82,14 +111,14 @@ function toResults(rates: Rates): Result[] {
   ];
 }
 
-async function measureLoop({ receiver, size }: Bench): Promise<number> {
+async function measureLoop({ receiver, size }: Bench, handler: Handler): Promise<number> {
   // A loop of a second or less measures its own start.
   const requests = size.deliveries * 2;
   const warmUp = Math.round(requests * WARM_UP_SHARE);
   const { received } = await receiver.expect({ warmUp, total: requests, keepArrivals: false });
   const loop = startPeer<PostLoopRequest, string>("post-loop.ts");
   await loop.ready;
-  await loop.ask({ url: receiver.url, body: sampleBody(), atOnce: AT_ONCE, requests });
+  await loop.ask({ url: receiver.url, body: sampleBody(), atOnce: AT_ONCE, requests, handler });
   const { warmAtMs, lastAtMs } = await received;
   await loop.stop();
   return ((requests - warmUp) / (lastAtMs - warmAtMs)) * 1_000;

@@ -35,6 +35,10 @@ const PAGE = 1_000;
 const MOST_COUNTED = 100_000;
 const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
+/** How much later than its due time a row may commit without being passed over by a look that is not whole. */
+const LATE_COMMIT_MS = 10_000;
+/** What looks at the whole outbox may take of the time. */
+const WHOLE_LOOK_SHARE = 0.05;
 
 /**
  * Keeps what the worker knows of the lanes in step with the database: which workers live, what others wrote down about a
@@ -49,6 +53,9 @@ export class LaneKeeper {
   #preparing: Promise<void> | undefined;
   #reporting: Promise<void> | undefined;
   #beatenAtMs = Number.NEGATIVE_INFINITY;
+  #lookedAtMs = Number.NEGATIVE_INFINITY;
+  /** When the next look has to be a whole one. */
+  #wholeAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: LaneKeeperOptions) {
     this.#options = options;
@@ -107,16 +114,24 @@ export class LaneKeeper {
     this.#mustPrepare ||= unpaced.length > keys.length;
   }
 
-  /** Looks through all lanes with rows; returns how many there are, and which belong to a deleted subscription. */
+  /**
+   * Looks through the lanes with rows; returns how many it has seen, and which belong to a deleted subscription.
+   *
+   * As a rule each look is a whole one. Where that takes long, because a transaction elsewhere keeps Postgres from clearing
+   * away what has ended, the looks between see only what has come due since the one before.
+   */
   async look(signal: AbortSignal): Promise<{ lanes: number; orphaned: number[] }> {
     const { sql, nowMs } = this.#options;
-    this.lanes.forgetIdle(nowMs());
+    const beganAtMs = nowMs();
+    const isWhole = beganAtMs >= this.#wholeAtMs;
+    const overdueMs = isWhole ? Number.POSITIVE_INFINITY : beganAtMs - this.#lookedAtMs + LATE_COMMIT_MS;
+    this.lanes.forgetIdle(beganAtMs);
     const orphaned: number[] = [];
     let lanes = 0;
     let seen: LaneSighting[];
     let after = 0;
     do {
-      seen = await listLanes(sql, after, PAGE);
+      seen = await listLanes(sql, { after, limit: PAGE, overdueMs });
       for (const sighting of seen) {
         if (sighting.deleted) orphaned.push(sighting.lane);
         else this.lanes.sight(sighting, nowMs());
@@ -124,6 +139,8 @@ export class LaneKeeper {
       lanes += seen.length;
       after = seen.at(-1)?.lane ?? after;
     } while (seen.length === PAGE && !signal.aborted);
+    this.#lookedAtMs = beganAtMs;
+    if (isWhole) this.#wholeAtMs = nowMs() + (nowMs() - beganAtMs) * (1 / WHOLE_LOOK_SHARE - 1);
     this.#mustPrepare = true;
     void this.report();
     return { lanes, orphaned };
@@ -192,6 +209,7 @@ export class LaneKeeper {
         if (this.lanes.setWorkers(workers, nowMs())) {
           onEvent({ kind: "workers", count: workers.length });
           this.#mustPrepare = true;
+          this.#wholeAtMs = Number.NEGATIVE_INFINITY;
           onOpened();
         }
       } catch (error) {

@@ -29,10 +29,14 @@ const LEAST_RECOVERY_RATE = 2;
 const REPORT_SUCCESS_EVERY_MS = 10_000;
 /** A success within this time proves a receiver. */
 const PROVEN_MS = 3_600_000;
-/** Rows commit out of order: one whose due time lies this little behind what was claimed can still turn up. */
-const LATE_COMMIT_MS = 60_000;
-/** And this often a lane is looked at from the very beginning, for what turned up later still. */
-const FULL_LOOK_EVERY_MS = 5_000;
+/**
+ * Rows commit out of order: one whose due time lies this little behind what was claimed can still turn up. What turns up
+ * later still is found by the next look at the outbox. No further back, since every claim reads all index entries from
+ * there on, and those of rows that ended stay for as long as any transaction might see them; of a lane with a backlog, whose
+ * claims follow each other closely, there are most.
+ */
+const LATE_COMMIT_MS = 1_000;
+const LATE_COMMIT_IN_BACKLOG_MS = 100;
 
 type Recovery = { readonly untilMs: number; readonly pace: TokenBucket | undefined };
 
@@ -66,7 +70,6 @@ export class Lane {
   #lastFailure: string | undefined;
   #usedAtMs = Number.NEGATIVE_INFINITY;
   #sinceMs = Number.NEGATIVE_INFINITY;
-  #lookedFromStartAtMs = Number.NEGATIVE_INFINITY;
   #successReportedAtMs = Number.NEGATIVE_INFINITY;
   /** What the others have to be told. */
   #unreported: { event: LaneReport["event"] } | undefined;
@@ -122,6 +125,13 @@ export class Lane {
     const { requestsPerSecond } = limits;
     if (requestsPerSecond === this.#limit?.perSecond) return;
     this.#limit = requestsPerSecond === undefined ? undefined : take(emptyBucket(requestsPerSecond, nowMs), claimed);
+  }
+
+  /** The first row that a look has found, which claims must not pass over; nor one that commits about now. */
+  found({ dueInMs, databaseDueAtMs }: Pick<LaneSighting, "dueInMs" | "databaseDueAtMs">): void {
+    // Postgres reckons in microseconds.
+    const fromMs = Math.min(databaseDueAtMs - 1, databaseDueAtMs - dueInMs - LATE_COMMIT_MS);
+    this.#sinceMs = this.#sinceMs === Number.NEGATIVE_INFINITY ? fromMs : Math.min(this.#sinceMs, fromMs);
   }
 
   wake(dueAtMs: number): void {
@@ -195,9 +205,7 @@ export class Lane {
   reserve(count: number, nowMs: number): number {
     this.#usedAtMs = nowMs;
     this.#takeTokens(count, nowMs);
-    if (nowMs - this.#lookedFromStartAtMs < FULL_LOOK_EVERY_MS) return this.#sinceMs;
-    this.#lookedFromStartAtMs = nowMs;
-    return Number.NEGATIVE_INFINITY;
+    return this.#sinceMs;
   }
 
   /** So many of the reserved were there, the last of them due at that time of the database. */
@@ -209,7 +217,8 @@ export class Lane {
     this.inFlight += found.count;
     this.#takeTokens(found.count - reserved, nowMs);
     this.hasMore = found.count >= reserved;
-    if (found.count > 0) this.#sinceMs = found.dueAtMs - LATE_COMMIT_MS;
+    const margin = this.hasMore ? LATE_COMMIT_IN_BACKLOG_MS : LATE_COMMIT_MS;
+    if (found.count > 0) this.#sinceMs = found.dueAtMs - margin;
     // A later time that it was woken for is forgotten as well: the next look at the outbox brings it back.
     if (!this.hasMore && this.wakes === wakes) this.dueAtMs = Number.POSITIVE_INFINITY;
   }

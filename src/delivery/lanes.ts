@@ -68,7 +68,9 @@ export class Lanes {
       this.#tenantOf(lane).lanes.set(lane.key, lane);
       this.#own(lane, nowMs);
     }
-    if (Number.isFinite(sighting.dueInMs)) lane.wake(nowMs + sighting.dueInMs);
+    if (!Number.isFinite(sighting.dueInMs)) return;
+    lane.found(sighting);
+    lane.wake(nowMs + sighting.dueInMs);
   }
 
   /** The limits that the revision of a claim brought, which has so many rows of the lane. */

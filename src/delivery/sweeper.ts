@@ -18,8 +18,10 @@ export type SweeperOptions = {
 };
 
 const BATCH = 500;
-/** How long after its time a delivery that something holds may still be pending. */
+/** How long after its time a delivery that something holds may still be pending … */
 const LONGEST_PAUSE_MS = 30_000;
+/** … but where a pass over the outbox takes long, passes take no more than this part of the time. */
+const LARGEST_SHARE = 0.05;
 
 /** Ends what no attempt ends: what is lost, late, in the way or orphaned. Any worker may; several may at once. */
 export class Sweeper {
@@ -50,6 +52,7 @@ export class Sweeper {
     onEnded("EXPIRED", expired);
     // Where more are waiting, the next call goes on.
     if (Math.max(stranded.length, holding.count, expired.count) === BATCH) return;
-    this.#wholeAtMs = now + Math.min(LONGEST_PAUSE_MS, orderHoldMs / 4);
+    const pauseMs = (nowMs() - now) * (1 / LARGEST_SHARE - 1);
+    this.#wholeAtMs = nowMs() + Math.max(pauseMs, Math.min(LONGEST_PAUSE_MS, orderHoldMs / 4));
   }
 }

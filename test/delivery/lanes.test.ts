@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import type { Uuid } from "../../src/core/ids.ts";
 import { ownerOf } from "../../src/core/ownership.ts";
-import { type LanePick, Lanes } from "../../src/delivery/lanes.ts";
+import { Lanes } from "../../src/delivery/lanes.ts";
 import type { ClaimedDelivery } from "../../src/store/outbox/claim.ts";
 import type { LaneSighting } from "../../src/store/outbox/lanes.ts";
 
@@ -38,6 +38,7 @@ const sighting = (lane: number, changes: Partial<LaneSighting> = {}): LaneSighti
   deleted: false,
   enabled: true,
   dueInMs: Number.POSITIVE_INFINITY,
+  databaseDueAtMs: DUE_AT_MS + (changes.dueInMs ?? Number.POSITIVE_INFINITY),
   maxInFlight: undefined,
   requestsPerSecond: undefined,
   heldForMs: undefined,
@@ -434,50 +435,63 @@ describe("forgetIdle", () => {
 });
 
 describe("since", () => {
-  const MINUTE = 60_000;
-
-  it("is a minute before the latest due time that was claimed, whatever the order of the rows", () => {
-    const { lanes, pick } = oneLane();
-    expect(pick(0).sinceMs).toBe(Number.NEGATIVE_INFINITY);
-    const rows = [300, 900, 600].map((ms) => delivery(1, DUE_AT_MS + ms));
-    lanes.claimed([{ ...pick(1), quota: 3 }], rows, 1);
-    expect(pick(2).sinceMs).toBe(DUE_AT_MS + 900 - MINUTE);
+  it("begins at the first row that was seen, or about now if none is due yet", () => {
+    for (const [dueInMs, since] of [
+      [-5_000, DUE_AT_MS - 5_001],
+      [60_000, DUE_AT_MS - 1_000],
+    ] as const) {
+      const lanes = ownLanes(100);
+      lanes.sight(sighting(1, { dueInMs }), 0);
+      lanes.wake(1, 0);
+      expect(lanes.pick(0, 100)).toMatchObject([{ sinceMs: since }]);
+    }
   });
 
-  it("never passes what was claimed less a minute, and is the beginning every 5 s", () => {
-    const claim = fc.record({ afterMs: fc.nat(3_000), brings: fc.array(fc.nat(10 * MINUTE), { maxLength: 5 }) });
+  it("follows what was claimed: closely while there is more, a second behind once there is not", () => {
+    const rows = [300, 900, 600].map((ms) => delivery(1, DUE_AT_MS + ms));
+    for (const [quota, margin] of [
+      [3, 100],
+      [4, 1_000],
+    ] as const) {
+      const { lanes, pick } = oneLane();
+      lanes.claimed([{ ...pick(1), quota }], rows, 1);
+      lanes.wake(1, 2);
+      expect(pick(2).sinceMs).toBe(DUE_AT_MS + 900 - margin);
+    }
+  });
+
+  it("goes back to a row that a later look finds behind it, and to that of no other lane", () => {
+    const { lanes, pick } = oneLane();
+    lanes.claimed([{ ...pick(1), quota: 1 }], [delivery(1, DUE_AT_MS + 50_000)], 1);
+    lanes.sight(sighting(2, { dueInMs: 0 }), 2);
+    lanes.sight(sighting(1, { dueInMs: 10, databaseDueAtMs: DUE_AT_MS + 20_000 }), 2);
+    lanes.wake(1, 2);
+    expect(pick(20).sinceMs).toBeLessThan(DUE_AT_MS + 20_000);
+    lanes.claimed([{ ...pick(21), quota: 1 }], [delivery(1, DUE_AT_MS + 60_000)], 21);
+    lanes.sight(sighting(2, { dueInMs: -90_000 }), 22);
+    lanes.wake(1, 22);
+    expect(pick(22).sinceMs).toBe(DUE_AT_MS + 59_900);
+  });
+
+  it("never passes a row that a look has seen and no claim has brought", () => {
+    const step = fc.oneof(
+      fc.record({ kind: fc.constant("claim" as const), dueMs: fc.nat(100_000), isFull: fc.boolean() }),
+      fc.record({ kind: fc.constant("look" as const), dueMs: fc.nat(100_000), isFull: fc.boolean() }),
+    );
     fc.assert(
-      fc.property(fc.array(claim, { minLength: 1, maxLength: 40 }), (claims) => {
+      fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
         const { lanes, pick } = oneLane();
-        let nowMs = 0;
-        let lookedFromStartAtMs = Number.NEGATIVE_INFINITY;
-        let latest: number | undefined;
-        for (const { afterMs, brings } of claims) {
-          nowMs += afterMs;
+        let nowMs = 1;
+        for (const { kind, dueMs, isFull } of steps) {
+          nowMs += 1;
+          if (kind === "claim") {
+            lanes.claimed([{ ...pick(nowMs), quota: isFull ? 1 : 2 }], [delivery(1, DUE_AT_MS + dueMs)], nowMs);
+            succeed(lanes, 1, nowMs);
+          } else lanes.sight(sighting(1, { dueInMs: -dueMs, databaseDueAtMs: DUE_AT_MS + dueMs }), nowMs);
           lanes.wake(1, nowMs);
-          const picked: LanePick = pick(nowMs);
-          if (nowMs - lookedFromStartAtMs >= 5_000) {
-            expect(picked.sinceMs).toBe(Number.NEGATIVE_INFINITY);
-            lookedFromStartAtMs = nowMs;
-          } else {
-            expect(picked.sinceMs).toBe(latest === undefined ? Number.NEGATIVE_INFINITY : latest - MINUTE);
-          }
-          const rows = brings.map((ms) => delivery(1, DUE_AT_MS + ms));
-          lanes.claimed([picked], rows, nowMs);
-          if (brings.length > 0) latest = DUE_AT_MS + Math.max(...brings);
-          for (const _ of rows) succeed(lanes, 1, nowMs);
+          expect(pick(nowMs).sinceMs).toBeLessThan(DUE_AT_MS + dueMs);
         }
       }),
-      { numRuns: 300 },
     );
-  });
-
-  it("belongs to the lane: another lane begins at the beginning", () => {
-    const { lanes, pick } = oneLane();
-    lanes.claimed([{ ...pick(0), quota: 1 }], deliveries(1, 1), 0);
-    lanes.sight(sighting(2, { dueInMs: 0 }), 0);
-    const since = new Map(lanes.pick(1, 100).map((picked) => [picked.lane, picked.sinceMs]));
-    expect(since.get(2)).toBe(Number.NEGATIVE_INFINITY);
-    expect(since.get(1)).not.toBe(Number.NEGATIVE_INFINITY);
   });
 });

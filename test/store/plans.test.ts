@@ -109,7 +109,7 @@ describe("the plan of a hot statement", () => {
     const lanes = await fill();
     let seen: unknown[] = [];
     const plans = await plansOf(async (sql) => {
-      seen = await listLanes(sql, 0, 1_000);
+      seen = await listLanes(sql, { after: 0, limit: 1_000, overdueMs: Number.POSITIVE_INFINITY });
     });
     expect(seen.length).toBeGreaterThanOrEqual(lanes.length);
     expect(plans.join("\n")).toContain("Recursive Union");

@@ -192,13 +192,15 @@ export class Simulation {
     const later = (ms: number | undefined) => (ms === undefined ? undefined : ms + since);
     const sooner = (ms: number | undefined) => (ms === undefined ? undefined : ms - since);
     const held = sooner(state?.heldForMs);
+    const databaseDueAtMs = Math.min(...this.#rowsOf(lane).map(({ nextAtMs }) => nextAtMs));
     return {
       lane,
       tenant,
       revision: 1,
       deleted: false,
       enabled: true,
-      dueInMs: Math.min(...this.#rowsOf(lane).map(({ nextAtMs }) => nextAtMs)) - this.nowMs,
+      dueInMs: databaseDueAtMs - this.nowMs,
+      databaseDueAtMs,
       maxInFlight,
       requestsPerSecond,
       heldForMs: held !== undefined && held > 0 ? held : undefined,

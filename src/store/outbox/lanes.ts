@@ -11,6 +11,8 @@ export type LaneSighting = {
   readonly enabled: boolean;
   /** When its first row comes due; infinite for no row, and while the subscription is not enabled. */
   readonly dueInMs: number;
+  /** The same by the database's clock, in milliseconds since 1970. */
+  readonly databaseDueAtMs: number;
   /** Requests at once; undefined: the operator's bound. */
   readonly maxInFlight: number | undefined;
   readonly requestsPerSecond: number | undefined;
@@ -26,18 +28,29 @@ export type LaneSighting = {
 /**
  * Lanes with unfinished deliveries, in the order of their keys, beginning after `after`. One index descent per lane,
  * whatever is pending in it (a loose index scan, which Postgres does not plan by itself).
+ *
+ * `overdueMs`: rows that are due for longer do not count. An infinite one counts all, and then reads in each lane whatever
+ * lies before its first row: nothing as a rule, and all that has ended since where a transaction has been open for long.
  */
-export function listLanes(sql: Sql, after: number, limit: number): Promise<LaneSighting[]> {
+export function listLanes(
+  sql: Sql,
+  { after, limit, overdueMs }: { after: number; limit: number; overdueMs: number },
+): Promise<LaneSighting[]> {
+  const from = Number.isFinite(overdueMs)
+    ? sql`now() - ${overdueMs}::double precision * interval '1 millisecond'`
+    : sql`'-infinity'`;
   return sight(
     sql,
     sql`
       WITH RECURSIVE lane AS (
         (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
-         WHERE q.subscription_key > ${after}::integer ORDER BY q.subscription_key, q.next_at LIMIT 1)
+         WHERE q.subscription_key > ${after}::integer AND q.next_at >= ${from}
+         ORDER BY q.subscription_key, q.next_at LIMIT 1)
         UNION ALL
         SELECT n.subscription_key, n.next_at FROM lane l CROSS JOIN LATERAL (
           SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
-          WHERE q.subscription_key > l.subscription_key ORDER BY q.subscription_key, q.next_at LIMIT 1
+          WHERE q.subscription_key > l.subscription_key AND q.next_at >= ${from}
+          ORDER BY q.subscription_key, q.next_at LIMIT 1
         ) AS n
       )
       SELECT * FROM lane LIMIT ${limit}::integer`,
@@ -64,6 +77,7 @@ type SightingRow = {
   deleted: boolean;
   enabled: boolean;
   due_ms: number | null;
+  due_at_ms: number | null;
   max_in_flight: number | null;
   requests_per_second: number | null;
   held_ms: number | null;
@@ -82,6 +96,7 @@ async function sight(sql: Sql, lanes: PendingQuery<Row[]>): Promise<LaneSighting
       s.state = 1 AS enabled,
       -- An infinite time has no distance: a lane whose rows all wait for others is due "never".
       CASE WHEN isfinite(k.next_at) AND (s.state = 1 OR s.deleted_at IS NOT NULL) THEN ${msUntil("k.next_at")} END AS due_ms,
+      CASE WHEN isfinite(k.next_at) THEN date_part('epoch', k.next_at) * 1000 END AS due_at_ms,
       s.max_in_flight, s.requests_per_second,
       ${msUntil("l.held_until")} AS held_ms, ${msUntil("l.breaker_until")} AS breaker_ms,
       coalesce(l.breaker_trips, 0) AS breaker_trips, coalesce(l.consecutive_failures, 0) AS consecutive_failures,
@@ -98,6 +113,7 @@ async function sight(sql: Sql, lanes: PendingQuery<Row[]>): Promise<LaneSighting
     deleted: row.deleted,
     enabled: row.enabled,
     dueInMs: row.due_ms ?? Number.POSITIVE_INFINITY,
+    databaseDueAtMs: row.due_at_ms ?? Number.POSITIVE_INFINITY,
     maxInFlight: row.max_in_flight ?? undefined,
     requestsPerSecond: row.requests_per_second ?? undefined,
     heldForMs: row.held_ms !== null && row.held_ms > 0 ? row.held_ms : undefined,
