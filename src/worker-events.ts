@@ -1,10 +1,11 @@
 import type { LoopEvent } from "./delivery/loop.ts";
+import type { RedriverEvent } from "./delivery/redriver.ts";
 import type { TesterEvent } from "./delivery/tester.ts";
 import type { VacuumEvent } from "./delivery/vacuumer.ts";
 import type { Logger } from "./logger.ts";
 import type { WorkerMetrics } from "./operations/metrics.ts";
 
-export type WorkerEvent = LoopEvent | TesterEvent | VacuumEvent;
+export type WorkerEvent = LoopEvent | RedriverEvent | TesterEvent | VacuumEvent;
 
 /** Counts what happens in a worker. */
 export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
@@ -36,6 +37,11 @@ export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
       break;
     case "workers":
       metrics.workers.set(event.count);
+      break;
+    case "redriven":
+      metrics.redriven.inc(event.count);
+      break;
+    case "redrive_ended":
       break;
     case "vacuumed":
       metrics.vacuums.inc();
@@ -92,6 +98,11 @@ export function logEvent(logger: Logger, event: WorkerEvent): void {
       break;
     case "workers":
       logger.info({ count: event.count }, "worker.membership");
+      break;
+    case "redriven":
+      break;
+    case "redrive_ended":
+      logger.info({ redrive: event.redrive, subscriptionKey: event.lane }, "redrive.ended");
       break;
     case "vacuumed": {
       const { durationMs, deadBefore, deadAfter } = event;

@@ -8,6 +8,7 @@ import type { Uuid } from "./core/ids.ts";
 import { keepConnections } from "./delivery/connections.ts";
 import { listenForDue } from "./delivery/listen.ts";
 import { startDeliveryLoop } from "./delivery/loop.ts";
+import { keepRedriving } from "./delivery/redriver.ts";
 import { createResolver, shareAnswers } from "./delivery/resolver.ts";
 import { cacheTargets } from "./delivery/targets.ts";
 import { startTester } from "./delivery/tester.ts";
@@ -18,6 +19,7 @@ import { createRegistry, createWorkerMetrics } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
 import { openDatabase } from "./store/database.ts";
 import { dropOutlived, ensurePartitions } from "./store/housekeeping.ts";
+import { createWakeUp } from "./store/outbox/wake-up.ts";
 import { findStoreWaits } from "./store/readiness.ts";
 import { checkSecretKeys } from "./store/secret-keys.ts";
 import { countEvent, logEvent, type WorkerEvent } from "./worker-events.ts";
@@ -58,6 +60,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
   });
 
   if (isReady) {
+    const stopping = new AbortController();
     const connections = keepConnections(nowMs, config.requestTimeoutMs);
     const sending = {
       sql: db.hot,
@@ -82,6 +85,9 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       orderHoldMs: config.orderHoldMs,
     });
     const tester = startTester({ ...sending, box });
+    const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));
+    const { maxPendingMs } = config;
+    void keepRedriving({ ...sending, maxPendingMs, onDue: (lane) => wakeUp.announce([lane]) }, stopping.signal);
     const running = loop;
     const listener = listenForDue({
       url: config.databaseUrl,
@@ -90,7 +96,6 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       onTest: () => tester.wake(),
       onLost: (error) => logger.warn({ error }, "listener.lost"),
     });
-    const stopping = new AbortController();
     void keepVacuumed({ sql: db.hot, maintenance: db.maintenance, nowMs, onEvent: tell }, stopping.signal);
     const keepHouse = () => housekeep(db.hot, config, logger);
     const housekeeping = setInterval(keepHouse, HOUSEKEEPING_MS);

@@ -35,6 +35,7 @@ function openSigningPost(url: string): Post {
         eventId: `evt_${eventKey}`,
         deliveryId: formatDeliveryId(eventKey, subscription),
         attempt: 1,
+        redrive: false,
         timestamp: Math.floor(Date.now() / 1_000),
         body,
         traceparent: null,

@@ -24,7 +24,13 @@ export type Reason =
   | "INTERNAL"
   | "CALL_ENDED"
   | "TEST_UNDER_WAY"
-  | "NO_WORKER";
+  | "NO_WORKER"
+  | "DELIVERY_WAITS"
+  | "DELIVERY_UNDER_WAY"
+  | "DELIVERY_NOT_REDRIVABLE"
+  | "DELIVERY_ENDED"
+  | "REDRIVE_UNDER_WAY"
+  | "REDRIVE_NOT_FOUND";
 
 type Details = { cause?: unknown; faults?: readonly Fault[]; retryAfterMs?: number };
 

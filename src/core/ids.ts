@@ -33,6 +33,17 @@ export function formatOperationalEventId(uuid: Uuid): string {
   return `ope_${uuid}`;
 }
 
+/** `rdr_` and a UUIDv7, on the wire. */
+export function formatRedriveId(uuid: Uuid): string {
+  return `rdr_${uuid}`;
+}
+
+/** The UUID inside, or undefined if this is no redrive's id. */
+export function parseRedriveId(text: string): Uuid | undefined {
+  const uuid = text.startsWith("rdr_") ? text.slice(4) : "";
+  return UUID_PATTERN.test(uuid) ? (uuid as Uuid) : undefined;
+}
+
 /**
  * One id per (event, subscription), the same in every process and after a redrive, with nothing stored for it. It holds
  * the subscription's UUID and not its small key, which would tell how many subscriptions there are.

@@ -38,6 +38,7 @@ export async function deliver(
     eventId: delivery.event.id,
     deliveryId: formatDeliveryId(delivery.eventKey, target.subscriptionUuid),
     attempt: delivery.attempt,
+    redrive: delivery.redrive,
     timestamp: Math.floor(startedAtMs / 1000),
     body,
     traceparent: delivery.event.traceparent,

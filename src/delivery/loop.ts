@@ -254,7 +254,7 @@ class Loop implements DeliveryLoop {
     let outcome: LaneOutcome = { kind: "unsent" };
     try {
       const attempted = await deliver(this.#deps, delivery, target, timeoutMs);
-      outcome = toLaneOutcome(attempted);
+      outcome = toLaneOutcome(attempted, delivery);
       this.#recorder.add(attempted.record);
     } catch (error) {
       // A fault of ours, and nothing to record: its lease ends, and as a lost claim it runs out in the end.
@@ -380,7 +380,10 @@ function countByLane(claimed: readonly ClaimedDelivery[]): { subscriptionKey: nu
   return [...counts].map(([subscriptionKey, count]) => ({ subscriptionKey, count }));
 }
 
-function toLaneOutcome({ record: { eventKey, outcome }, holdMs }: Attempted): LaneOutcome {
+function toLaneOutcome({ record, holdMs }: Attempted, { redrive }: ClaimedDelivery): LaneOutcome {
+  const { eventKey, outcome } = record;
   if (outcome.kind === "delivered") return { kind: "succeeded" };
-  return { kind: "failed", eventKey, detail: outcome.detail, holdMs, isGone: outcome.httpStatus === 410 };
+  // That the receiver wants nothing of the past says nothing of what is to come.
+  const isGone = outcome.httpStatus === 410 && !redrive;
+  return { kind: "failed", eventKey, detail: outcome.detail, holdMs, isGone };
 }

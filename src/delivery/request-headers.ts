@@ -11,6 +11,7 @@ export type SignedRequest = {
   readonly eventId: string;
   readonly deliveryId: DeliveryId;
   readonly attempt: number;
+  readonly redrive: boolean;
   /** Unix seconds of this attempt, by the database's clock. */
   readonly timestamp: number;
   readonly body: Buffer;
@@ -43,6 +44,7 @@ export function toRequestHeaders(keys: readonly SigningKey[], request: SignedReq
     "x-identity-attempt",
     String(request.attempt),
   ];
+  if (request.redrive) headers.push("x-identity-redrive", "1");
   if (request.traceparent !== null) headers.push("traceparent", request.traceparent);
   for (const name in request.headers) headers.push(name, request.headers[name] as string);
   return headers;

@@ -99,6 +99,7 @@ async function makeTest(options: TesterOptions, test: TakenTest, sentAtMs: numbe
     eventId: id,
     deliveryId: formatDeliveryId(test.testUuid, target.subscriptionUuid),
     attempt: 1,
+    redrive: false,
     timestamp: Math.floor(startedAtMs / 1_000),
     body,
     traceparent: null,

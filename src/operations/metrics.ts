@@ -17,6 +17,7 @@ export type WorkerMetrics = {
   readonly failedSteps: Counter<"step">;
   readonly transitions: Counter<"transition">;
   readonly workers: Gauge;
+  readonly redriven: Counter;
   readonly vacuums: Counter;
   readonly dead: Gauge;
 };
@@ -66,6 +67,11 @@ export function createWorkerMetrics(registry: Registry): WorkerMetrics {
     workers: new Gauge({
       name: "nuncio_workers",
       help: "Workers that live, as this one sees it.",
+      registers,
+    }),
+    redriven: new Counter({
+      name: "nuncio_redriven_deliveries_total",
+      help: "Deliveries that bulk redrives have made pending.",
       registers,
     }),
     vacuums: new Counter({

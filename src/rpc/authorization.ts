@@ -45,6 +45,11 @@ export const AUTHORIZATION: {
   "nuncio.v1.DeliveryService": {
     listDeliveries: ["tenant_admin"],
     getDelivery: ["tenant_admin"],
+    redriveDelivery: ["tenant_admin"],
+    cancelDelivery: ["tenant_admin"],
+    createRedrive: ["tenant_admin"],
+    getRedrive: ["tenant_admin"],
+    cancelRedrive: ["tenant_admin"],
   },
   "nuncio.v1.OperationsService": {
     listOperationalEvents: ["tenant_admin"],

@@ -16,6 +16,7 @@ import {
   type OperationalEventType,
   type OperationalEvent as WireOperationalEvent,
 } from "../../gen/nuncio/v1/operational_event_pb.ts";
+import { RedriveSchema, type RedriveState, type Redrive as WireRedrive } from "../../gen/nuncio/v1/redrive_pb.ts";
 import { type Email, type PhoneNumber, UserSchema, type User as WireUser } from "../../gen/nuncio/v1/user_pb.ts";
 import {
   type SubscriptionState,
@@ -29,13 +30,14 @@ import { toCode } from "../core/codes.ts";
 import { type DeliveryState as CoreDeliveryState, DELIVERY_STATES, toEndReasonCode } from "../core/delivery.ts";
 import type { Fault } from "../core/errors.ts";
 import { type Actor, EVENT_TYPES, type EventDraft, type EventType, toEventTypeCode } from "../core/event.ts";
-import { formatSubscriptionId } from "../core/ids.ts";
-import type { Instant } from "../core/instant.ts";
+import { formatRedriveId, formatSubscriptionId } from "../core/ids.ts";
+import { type Instant, toNextEpochMs } from "../core/instant.ts";
 import {
   type OperationalEventType as CoreOperationalEventType,
   OPERATIONAL_EVENT_TYPES,
   toOperationalEventTypeCode,
 } from "../core/operational-event.ts";
+import { REDRIVE_STATES, type RedriveSpec } from "../core/redrive.ts";
 import {
   CONTENT_TYPES,
   DEFAULT_ORDERING,
@@ -48,6 +50,7 @@ import { type ContactPoint, USER_STATUSES, type User } from "../core/user.ts";
 import type { Delivery, DeliveryAttempt } from "../store/deliveries.ts";
 import type { StoredEvent } from "../store/events.ts";
 import type { OperationalEvent } from "../store/operational-events.ts";
+import type { Redrive } from "../store/redrives.ts";
 
 // Between the proto's messages and our own types; protobuf stops here. The numbers of enums are places in our lists plus
 // one, which `test/rpc/convert.test.ts` holds against the proto.
@@ -293,6 +296,43 @@ export function fromAttempt(attempt: DeliveryAttempt): WireAttempt {
       errorDetail: attempt.errorDetail,
       responseExcerpt: attempt.responseExcerpt,
       stale: attempt.stale,
+    }),
+  );
+}
+
+export function toRedriveSpec(redrive: WireRedrive, path: string, faults: Fault[]): Omit<RedriveSpec, "subscription"> {
+  refuseUnknownFields(redrive, path, faults);
+  return {
+    createdFromMs: redrive.createTimeAfter && toNextEpochMs(redrive.createTimeAfter),
+    createdBeforeMs: redrive.createTimeBefore && toNextEpochMs(redrive.createTimeBefore),
+    states: toDeliveryStates(redrive.states, `${path}.states`, faults),
+    eventTypes: toEventTypes(redrive.eventTypes, `${path}.event_types`, faults),
+    includeMissed: redrive.includeMissed,
+    includeOvertaken: redrive.includeOvertaken,
+  };
+}
+
+export function fromRedrive(redrive: Redrive): WireRedrive {
+  const time = (epochMs: number | undefined) => (epochMs === undefined ? undefined : timestampFromMs(epochMs));
+  return create(
+    RedriveSchema,
+    defined({
+      id: formatRedriveId(redrive.uuid),
+      tenantId: redrive.tenantId,
+      subscriptionId: formatSubscriptionId(redrive.subscription),
+      createTimeAfter: time(redrive.createdFromMs),
+      createTimeBefore: time(redrive.createdBeforeMs),
+      states: redrive.states.map((state) => toCode(DELIVERY_STATES, state)) as DeliveryState[],
+      eventTypes: redrive.eventTypes.map(toEventTypeCode) as WireEventType[],
+      includeMissed: redrive.includeMissed,
+      includeOvertaken: redrive.includeOvertaken,
+      state: toCode(REDRIVE_STATES, redrive.state) as RedriveState,
+      scannedCount: BigInt(redrive.scannedCount),
+      redrivenCount: BigInt(redrive.redrivenCount),
+      overtakenCount: BigInt(redrive.overtakenCount),
+      scannedUntilTime: time(redrive.scannedUntilMs),
+      createTime: time(redrive.createdAt.getTime()),
+      endTime: time(redrive.endedAt?.getTime()),
     }),
   );
 }

@@ -15,9 +15,7 @@ import { whileAvailable } from "../store/database.ts";
 import { createSubscription } from "../store/subscriptions.ts";
 import { fromSubscription, toSubscriptionSpec } from "./convert.ts";
 import type { RpcDependencies } from "./dependencies.ts";
-import { checkRequest } from "./request-checks.ts";
-
-const REQUEST_ID_PATTERN = /^[A-Za-z0-9_:-]{0,64}$/;
+import { checkRequest, checkRequestId } from "./request-checks.ts";
 
 export function createWebhookSubscription(deps: RpcDependencies) {
   return async (request: CreateWebhookSubscriptionRequest): Promise<CreateWebhookSubscriptionResponse> => {
@@ -55,9 +53,7 @@ export function findCreateFaults(
   const wire = request.webhookSubscription;
   if (wire === undefined) faults.push({ path: PATH, description: "is required" });
   else checkSubscription(toSubscriptionSpec(wire, PATH, faults), deps.bounds, PATH, faults);
-  if (!REQUEST_ID_PATTERN.test(request.requestId)) {
-    faults.push({ path: "request_id", description: "must be 1–64 of A-Za-z0-9_:-" });
-  }
+  checkRequestId(request.requestId, faults);
   return faults;
 }
 

@@ -1,7 +1,8 @@
 import type { Message } from "@bufbuild/protobuf";
 import { type Fault, invalidArgument, NotFoundError, type Reason } from "../core/errors.ts";
-import { parseSubscriptionId, type Uuid } from "../core/ids.ts";
+import { parseDeliveryId, parseRedriveId, parseSubscriptionId, type Uuid } from "../core/ids.ts";
 import { checkStorableText, checkTenantId } from "../core/text.ts";
+import type { DeliveryPlace } from "../store/deliveries.ts";
 import { refuseUnknownFields } from "./convert.ts";
 
 type TenantRequest = Message & { readonly tenantId: string };
@@ -33,8 +34,30 @@ export function toSubscriptionUuid(id: string): Uuid {
   return uuid;
 }
 
+/** What a delivery id stands for; likewise. */
+export function toDeliveryPlace(id: string): DeliveryPlace {
+  const place = parseDeliveryId(id);
+  if (place === undefined) throw notFound("DELIVERY_NOT_FOUND", "delivery");
+  return place;
+}
+
+/** The UUID in a redrive's id; likewise. */
+export function toRedriveUuid(id: string): Uuid {
+  const uuid = parseRedriveId(id);
+  if (uuid === undefined) throw notFound("REDRIVE_NOT_FOUND", "redrive");
+  return uuid;
+}
+
 export function notFound(reason: Reason, what: string): NotFoundError {
   return new NotFoundError(reason, `there is no such ${what} in this tenant`);
+}
+
+const REQUEST_ID_PATTERN = /^[A-Za-z0-9_:-]{0,64}$/;
+
+/** An empty one is none. */
+export function checkRequestId(requestId: string, faults: Fault[]): void {
+  if (REQUEST_ID_PATTERN.test(requestId)) return;
+  faults.push({ path: "request_id", description: "must be 1–64 of A-Za-z0-9_:-" });
 }
 
 export function checkPageSize(pageSize: number, faults: Fault[]): void {

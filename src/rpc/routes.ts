@@ -21,12 +21,16 @@ import type { Fault } from "../core/errors.ts";
 import type { Secret } from "../core/secret.ts";
 import type { Logger } from "../logger.ts";
 import { batchPublish } from "./batch-publish.ts";
+import { cancelDelivery } from "./cancel-delivery.ts";
+import { cancelRedrive } from "./cancel-redrive.ts";
 import { completeErrors } from "./complete-errors.ts";
+import { createRedrive } from "./create-redrive.ts";
 import { createWebhookSubscription, findCreateFaults } from "./create-webhook-subscription.ts";
 import { deleteWebhookSubscription } from "./delete-webhook-subscription.ts";
 import type { RpcDependencies } from "./dependencies.ts";
 import { getDelivery } from "./get-delivery.ts";
 import { getEvent } from "./get-event.ts";
+import { getRedrive } from "./get-redrive.ts";
 import { getWebhookSubscription } from "./get-webhook-subscription.ts";
 import { healthService } from "./health.ts";
 import { createGate } from "./interceptors/authenticate.ts";
@@ -38,6 +42,7 @@ import { listOperationalEvents } from "./list-operational-events.ts";
 import { listWebhookSubscriptions } from "./list-webhook-subscriptions.ts";
 import { pauseWebhookSubscription } from "./pause-webhook-subscription.ts";
 import { publish, readEvent } from "./publish.ts";
+import { redriveDelivery } from "./redrive-delivery.ts";
 import { reflectionService } from "./reflection.ts";
 import { resumeWebhookSubscription } from "./resume-webhook-subscription.ts";
 import { rotateWebhookSubscriptionSecret } from "./rotate-webhook-subscription-secret.ts";
@@ -67,7 +72,15 @@ export function registerRoutes(
       pauseWebhookSubscription: pauseWebhookSubscription(deps),
       resumeWebhookSubscription: resumeWebhookSubscription(deps),
     });
-    router.service(DeliveryService, { listDeliveries: listDeliveries(deps), getDelivery: getDelivery(deps) });
+    router.service(DeliveryService, {
+      listDeliveries: listDeliveries(deps),
+      getDelivery: getDelivery(deps),
+      redriveDelivery: redriveDelivery(deps),
+      cancelDelivery: cancelDelivery(deps),
+      createRedrive: createRedrive(deps),
+      getRedrive: getRedrive(deps),
+      cancelRedrive: cancelRedrive(deps),
+    });
     router.service(OperationsService, { listOperationalEvents: listOperationalEvents(deps) });
     router.service(Health, healthService(isServing, SERVICES));
     if (reflection) router.service(ServerReflection, reflectionService(FILES));

@@ -38,6 +38,7 @@ export async function dropOutlived(sql: Sql, { payloadMs, attemptMs, deadLetterM
   const events = await attempt(() => dropDays(sql, "events", payloadMs));
   const attempts = await attempt(() => dropDays(sql, "delivery_attempts", attemptMs));
   await deleteOutlived(sql, deadLetterMs);
+  await sql`DELETE FROM nuncio.redrives WHERE ended_at < now() - ${deadLetterMs}::bigint * interval '1 millisecond'`;
   for (const dropped of [events, attempts]) if (dropped instanceof Error) throw dropped;
   return [events, attempts].flatMap((dropped) => (dropped instanceof Error ? [] : dropped));
 }

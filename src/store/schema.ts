@@ -46,7 +46,11 @@ export const events = nuncio.table(
     /** The exact bytes that are signed and sent; text and not jsonb, which would rewrite them. */
     body: text("body").notNull(),
   },
-  (table) => [primaryKey({ columns: [table.tenantKey, table.eventKey] })],
+  (table) => [
+    primaryKey({ columns: [table.tenantKey, table.eventKey] }),
+    // A user's events: for whoever filters by user, for what a redrive would overtake, and for erasure.
+    index("events_user").on(table.tenantKey, table.userId, table.eventKey),
+  ],
 );
 
 /** Which ids a tenant has used, and for what content. Outside the partitions: uniqueness must span them. */
@@ -185,6 +189,8 @@ export const outbox = nuncio.table(
     eventType: smallint("event_type"),
     /** Since when a follower waits, or the first of its user fails, by the lane's own clock (`laneStates`). */
     heldFrom: time("held_from"),
+    /** Asked for once more: outside the order, and each request says so. */
+    redrive: boolean("redrive").notNull().default(false),
   },
   (table) => [
     primaryKey({ columns: [table.subscriptionKey, table.eventKey] }),
@@ -192,6 +198,47 @@ export const outbox = nuncio.table(
     index("outbox_order")
       .on(table.userKey, table.subscriptionKey, table.userSequence)
       .where(sql`${table.userKey} IS NOT NULL`),
+    // Tells a bulk redrive how many of its rows are still pending. Empty on most days.
+    index("outbox_redrive").on(table.subscriptionKey).where(sql`${table.redrive}`),
+  ],
+);
+
+/**
+ * Bulk redrives. A worker carries one out step by step; each step, its rows and the job's progress are one transaction, so
+ * that whoever dies in it has done nothing and whoever comes next goes on.
+ */
+export const redrives = nuncio.table(
+  "redrives",
+  {
+    redriveUuid: uuid("redrive_uuid").$type<Uuid>().primaryKey(),
+    tenantKey: integer("tenant_key").notNull(),
+    subscriptionKey: integer("subscription_key").notNull(),
+    state: smallint("state").notNull(),
+    /** Makes a replay of the request return this job. */
+    requestId: text("request_id"),
+    contentHash: bytea("content_hash").notNull(),
+    /** Codes of delivery states; empty: see `includeMissed`. */
+    states: smallint("states").array().notNull(),
+    eventTypes: smallint("event_types").array().notNull(),
+    includeMissed: boolean("include_missed").notNull(),
+    includeOvertaken: boolean("include_overtaken").notNull(),
+    /** The range of `event_key`: from the first, inclusive, up to the second, exclusive. */
+    fromKey: uuid("from_key").$type<Uuid>().notNull(),
+    toKey: uuid("to_key").$type<Uuid>().notNull(),
+    /** The last event that was looked at. */
+    scannedKey: uuid("scanned_key").$type<Uuid>(),
+    scannedCount: bigint("scanned_count", { mode: "number" }).notNull().default(0),
+    redrivenCount: bigint("redriven_count", { mode: "number" }).notNull().default(0),
+    overtakenCount: bigint("overtaken_count", { mode: "number" }).notNull().default(0),
+    createdAt: time("created_at").notNull().defaultNow(),
+    /** When a worker last made a step or found that it has to wait: whoever waits longest is next. */
+    steppedAt: time("stepped_at").notNull().defaultNow(),
+    endedAt: time("ended_at"),
+  },
+  (table) => [
+    uniqueIndex("redrives_request").on(table.tenantKey, table.requestId),
+    uniqueIndex("redrives_running").on(table.subscriptionKey).where(sql`${table.state} = 1`),
+    index("redrives_ended").on(table.endedAt),
   ],
 );
 

@@ -15,6 +15,7 @@ function delivery(lane: number, wasDueAtMs = DUE_AT_MS): ClaimedDelivery {
     eventKey: "00000000-0000-7000-8000-000000000000" as Uuid,
     leaseToken: 1n,
     userKey: null,
+    redrive: false,
     attempt: 1,
     failures: 0,
     wasDueAtMs,

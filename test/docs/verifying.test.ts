@@ -42,6 +42,7 @@ function deliver(secrets: readonly string[], timestamp: number, contentType: Con
       eventId: event.id,
       deliveryId: formatDeliveryId(toUuid(uuidV7()), toUuid(uuidV7())),
       attempt: 1,
+      redrive: false,
       timestamp,
       body,
       traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",

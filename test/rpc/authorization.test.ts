@@ -147,6 +147,10 @@ describe("[B41] another tenant's id", () => {
     rotateWebhookSubscriptionSecret: "SUBSCRIPTION_NOT_FOUND",
     testWebhookSubscription: "SUBSCRIPTION_NOT_FOUND",
     getDelivery: "DELIVERY_NOT_FOUND",
+    redriveDelivery: "DELIVERY_NOT_FOUND",
+    cancelDelivery: "DELIVERY_NOT_FOUND",
+    getRedrive: "REDRIVE_NOT_FOUND",
+    cancelRedrive: "REDRIVE_NOT_FOUND",
   };
 
   async function addAll(tenantId: string) {
@@ -155,11 +159,21 @@ describe("[B41] another tenant's id", () => {
     const { eventId } = await withKey.events.publish({ event: { tenantId, type: EventType.USER_CREATED, user } });
     const { deliveries } = await withKey.deliveries.listDeliveries({ tenantId });
     const [delivery] = deliveries;
-    return { event: eventId, webhookSubscription: subscription.id, delivery: delivery?.id ?? "" };
+    const { redrive } = await withKey.deliveries.createRedrive({
+      tenantId,
+      redrive: { subscriptionId: subscription.id },
+    });
+    return {
+      redrive: redrive?.id ?? "",
+      event: eventId,
+      webhookSubscription: subscription.id,
+      delivery: delivery?.id ?? "",
+    };
   }
 
   const idFor = (method: DescMethod, ids: Awaited<ReturnType<typeof addAll>>) => {
     if (method.parent === EventService) return ids.event;
+    if (method.localName.endsWith("Redrive")) return ids.redrive;
     return method.parent === DeliveryService ? ids.delivery : ids.webhookSubscription;
   };
 

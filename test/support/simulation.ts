@@ -427,6 +427,7 @@ function toClaimed(row: Row, { wasDueAtMs, nowMs }: { wasDueAtMs: number; nowMs:
     eventKey: String(row.sequence) as Uuid,
     leaseToken: BigInt(row.token),
     userKey: null,
+    redrive: false,
     attempt: row.attempt,
     failures: row.failures,
     wasDueAtMs,

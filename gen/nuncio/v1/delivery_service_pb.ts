@@ -10,13 +10,237 @@ import type { Delivery, DeliveryState } from "./delivery_pb.ts";
 import { file_nuncio_v1_delivery } from "./delivery_pb.ts";
 import type { EventType } from "./event_pb.ts";
 import { file_nuncio_v1_event } from "./event_pb.ts";
+import type { Redrive } from "./redrive_pb.ts";
+import { file_nuncio_v1_redrive } from "./redrive_pb.ts";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file nuncio/v1/delivery_service.proto.
  */
 export const file_nuncio_v1_delivery_service: GenFile = /*@__PURE__*/
-  fileDesc("CiBudW5jaW8vdjEvZGVsaXZlcnlfc2VydmljZS5wcm90bxIJbnVuY2lvLnYxItECChVMaXN0RGVsaXZlcmllc1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEhcKD3N1YnNjcmlwdGlvbl9pZBgEIAEoCRIoCgZzdGF0ZXMYBSADKA4yGC5udW5jaW8udjEuRGVsaXZlcnlTdGF0ZRIpCgtldmVudF90eXBlcxgGIAMoDjIULm51bmNpby52MS5FdmVudFR5cGUSEAoIZXZlbnRfaWQYByABKAkSDwoHdXNlcl9pZBgIIAEoCRI1ChFjcmVhdGVfdGltZV9hZnRlchgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASNgoSY3JlYXRlX3RpbWVfYmVmb3JlGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCJaChZMaXN0RGVsaXZlcmllc1Jlc3BvbnNlEicKCmRlbGl2ZXJpZXMYASADKAsyEy5udW5jaW8udjEuRGVsaXZlcnkSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjMKEkdldERlbGl2ZXJ5UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkiPAoTR2V0RGVsaXZlcnlSZXNwb25zZRIlCghkZWxpdmVyeRgBIAEoCzITLm51bmNpby52MS5EZWxpdmVyeTK2AQoPRGVsaXZlcnlTZXJ2aWNlElUKDkxpc3REZWxpdmVyaWVzEiAubnVuY2lvLnYxLkxpc3REZWxpdmVyaWVzUmVxdWVzdBohLm51bmNpby52MS5MaXN0RGVsaXZlcmllc1Jlc3BvbnNlEkwKC0dldERlbGl2ZXJ5Eh0ubnVuY2lvLnYxLkdldERlbGl2ZXJ5UmVxdWVzdBoeLm51bmNpby52MS5HZXREZWxpdmVyeVJlc3BvbnNlQi5aLG51bmNpby5kZXYvY2xpZW50cy9nby9nZW4vbnVuY2lvL3YxO251bmNpb3YxYgZwcm90bzM", [file_google_protobuf_timestamp, file_nuncio_v1_delivery, file_nuncio_v1_event]);
+  fileDesc("CiBudW5jaW8vdjEvZGVsaXZlcnlfc2VydmljZS5wcm90bxIJbnVuY2lvLnYxIjcKFlJlZHJpdmVEZWxpdmVyeVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJIkAKF1JlZHJpdmVEZWxpdmVyeVJlc3BvbnNlEiUKCGRlbGl2ZXJ5GAEgASgLMhMubnVuY2lvLnYxLkRlbGl2ZXJ5IjYKFUNhbmNlbERlbGl2ZXJ5UmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkiPwoWQ2FuY2VsRGVsaXZlcnlSZXNwb25zZRIlCghkZWxpdmVyeRgBIAEoCzITLm51bmNpby52MS5EZWxpdmVyeSJiChRDcmVhdGVSZWRyaXZlUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSIwoHcmVkcml2ZRgCIAEoCzISLm51bmNpby52MS5SZWRyaXZlEhIKCnJlcXVlc3RfaWQYAyABKAkiPAoVQ3JlYXRlUmVkcml2ZVJlc3BvbnNlEiMKB3JlZHJpdmUYASABKAsyEi5udW5jaW8udjEuUmVkcml2ZSIyChFHZXRSZWRyaXZlUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkiOQoSR2V0UmVkcml2ZVJlc3BvbnNlEiMKB3JlZHJpdmUYASABKAsyEi5udW5jaW8udjEuUmVkcml2ZSI1ChRDYW5jZWxSZWRyaXZlUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkiPAoVQ2FuY2VsUmVkcml2ZVJlc3BvbnNlEiMKB3JlZHJpdmUYASABKAsyEi5udW5jaW8udjEuUmVkcml2ZSLRAgoVTGlzdERlbGl2ZXJpZXNSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIRCglwYWdlX3NpemUYAiABKAUSEgoKcGFnZV90b2tlbhgDIAEoCRIXCg9zdWJzY3JpcHRpb25faWQYBCABKAkSKAoGc3RhdGVzGAUgAygOMhgubnVuY2lvLnYxLkRlbGl2ZXJ5U3RhdGUSKQoLZXZlbnRfdHlwZXMYBiADKA4yFC5udW5jaW8udjEuRXZlbnRUeXBlEhAKCGV2ZW50X2lkGAcgASgJEg8KB3VzZXJfaWQYCCABKAkSNQoRY3JlYXRlX3RpbWVfYWZ0ZXIYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjYKEmNyZWF0ZV90aW1lX2JlZm9yZRgKIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWgoWTGlzdERlbGl2ZXJpZXNSZXNwb25zZRInCgpkZWxpdmVyaWVzGAEgAygLMhMubnVuY2lvLnYxLkRlbGl2ZXJ5EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCSIzChJHZXREZWxpdmVyeVJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJIjwKE0dldERlbGl2ZXJ5UmVzcG9uc2USJQoIZGVsaXZlcnkYASABKAsyEy5udW5jaW8udjEuRGVsaXZlcnky2gQKD0RlbGl2ZXJ5U2VydmljZRJVCg5MaXN0RGVsaXZlcmllcxIgLm51bmNpby52MS5MaXN0RGVsaXZlcmllc1JlcXVlc3QaIS5udW5jaW8udjEuTGlzdERlbGl2ZXJpZXNSZXNwb25zZRJMCgtHZXREZWxpdmVyeRIdLm51bmNpby52MS5HZXREZWxpdmVyeVJlcXVlc3QaHi5udW5jaW8udjEuR2V0RGVsaXZlcnlSZXNwb25zZRJYCg9SZWRyaXZlRGVsaXZlcnkSIS5udW5jaW8udjEuUmVkcml2ZURlbGl2ZXJ5UmVxdWVzdBoiLm51bmNpby52MS5SZWRyaXZlRGVsaXZlcnlSZXNwb25zZRJVCg5DYW5jZWxEZWxpdmVyeRIgLm51bmNpby52MS5DYW5jZWxEZWxpdmVyeVJlcXVlc3QaIS5udW5jaW8udjEuQ2FuY2VsRGVsaXZlcnlSZXNwb25zZRJSCg1DcmVhdGVSZWRyaXZlEh8ubnVuY2lvLnYxLkNyZWF0ZVJlZHJpdmVSZXF1ZXN0GiAubnVuY2lvLnYxLkNyZWF0ZVJlZHJpdmVSZXNwb25zZRJJCgpHZXRSZWRyaXZlEhwubnVuY2lvLnYxLkdldFJlZHJpdmVSZXF1ZXN0Gh0ubnVuY2lvLnYxLkdldFJlZHJpdmVSZXNwb25zZRJSCg1DYW5jZWxSZWRyaXZlEh8ubnVuY2lvLnYxLkNhbmNlbFJlZHJpdmVSZXF1ZXN0GiAubnVuY2lvLnYxLkNhbmNlbFJlZHJpdmVSZXNwb25zZUIuWixudW5jaW8uZGV2L2NsaWVudHMvZ28vZ2VuL251bmNpby92MTtudW5jaW92MWIGcHJvdG8z", [file_google_protobuf_timestamp, file_nuncio_v1_delivery, file_nuncio_v1_event, file_nuncio_v1_redrive]);
+
+/**
+ * @generated from message nuncio.v1.RedriveDeliveryRequest
+ */
+export type RedriveDeliveryRequest = Message<"nuncio.v1.RedriveDeliveryRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `dlv_…`. Required.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message nuncio.v1.RedriveDeliveryRequest.
+ * Use `create(RedriveDeliveryRequestSchema)` to create a new message.
+ */
+export const RedriveDeliveryRequestSchema: GenMessage<RedriveDeliveryRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 0);
+
+/**
+ * @generated from message nuncio.v1.RedriveDeliveryResponse
+ */
+export type RedriveDeliveryResponse = Message<"nuncio.v1.RedriveDeliveryResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.Delivery delivery = 1;
+   */
+  delivery?: Delivery | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.RedriveDeliveryResponse.
+ * Use `create(RedriveDeliveryResponseSchema)` to create a new message.
+ */
+export const RedriveDeliveryResponseSchema: GenMessage<RedriveDeliveryResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 1);
+
+/**
+ * @generated from message nuncio.v1.CancelDeliveryRequest
+ */
+export type CancelDeliveryRequest = Message<"nuncio.v1.CancelDeliveryRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `dlv_…`. Required.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message nuncio.v1.CancelDeliveryRequest.
+ * Use `create(CancelDeliveryRequestSchema)` to create a new message.
+ */
+export const CancelDeliveryRequestSchema: GenMessage<CancelDeliveryRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 2);
+
+/**
+ * @generated from message nuncio.v1.CancelDeliveryResponse
+ */
+export type CancelDeliveryResponse = Message<"nuncio.v1.CancelDeliveryResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.Delivery delivery = 1;
+   */
+  delivery?: Delivery | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.CancelDeliveryResponse.
+ * Use `create(CancelDeliveryResponseSchema)` to create a new message.
+ */
+export const CancelDeliveryResponseSchema: GenMessage<CancelDeliveryResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 3);
+
+/**
+ * @generated from message nuncio.v1.CreateRedriveRequest
+ */
+export type CreateRedriveRequest = Message<"nuncio.v1.CreateRedriveRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * Required. Its output-only fields are ignored.
+   *
+   * @generated from field: nuncio.v1.Redrive redrive = 2;
+   */
+  redrive?: Redrive | undefined;
+
+  /**
+   * Makes a retry safe. Optional; 1–64 of `A-Za-z0-9_:-`, for example a UUID.
+   *
+   * @generated from field: string request_id = 3;
+   */
+  requestId: string;
+};
+
+/**
+ * Describes the message nuncio.v1.CreateRedriveRequest.
+ * Use `create(CreateRedriveRequestSchema)` to create a new message.
+ */
+export const CreateRedriveRequestSchema: GenMessage<CreateRedriveRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 4);
+
+/**
+ * @generated from message nuncio.v1.CreateRedriveResponse
+ */
+export type CreateRedriveResponse = Message<"nuncio.v1.CreateRedriveResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.Redrive redrive = 1;
+   */
+  redrive?: Redrive | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.CreateRedriveResponse.
+ * Use `create(CreateRedriveResponseSchema)` to create a new message.
+ */
+export const CreateRedriveResponseSchema: GenMessage<CreateRedriveResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 5);
+
+/**
+ * @generated from message nuncio.v1.GetRedriveRequest
+ */
+export type GetRedriveRequest = Message<"nuncio.v1.GetRedriveRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `rdr_…`. Required.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message nuncio.v1.GetRedriveRequest.
+ * Use `create(GetRedriveRequestSchema)` to create a new message.
+ */
+export const GetRedriveRequestSchema: GenMessage<GetRedriveRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 6);
+
+/**
+ * @generated from message nuncio.v1.GetRedriveResponse
+ */
+export type GetRedriveResponse = Message<"nuncio.v1.GetRedriveResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.Redrive redrive = 1;
+   */
+  redrive?: Redrive | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.GetRedriveResponse.
+ * Use `create(GetRedriveResponseSchema)` to create a new message.
+ */
+export const GetRedriveResponseSchema: GenMessage<GetRedriveResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 7);
+
+/**
+ * @generated from message nuncio.v1.CancelRedriveRequest
+ */
+export type CancelRedriveRequest = Message<"nuncio.v1.CancelRedriveRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `rdr_…`. Required.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message nuncio.v1.CancelRedriveRequest.
+ * Use `create(CancelRedriveRequestSchema)` to create a new message.
+ */
+export const CancelRedriveRequestSchema: GenMessage<CancelRedriveRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 8);
+
+/**
+ * @generated from message nuncio.v1.CancelRedriveResponse
+ */
+export type CancelRedriveResponse = Message<"nuncio.v1.CancelRedriveResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.Redrive redrive = 1;
+   */
+  redrive?: Redrive | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.CancelRedriveResponse.
+ * Use `create(CancelRedriveResponseSchema)` to create a new message.
+ */
+export const CancelRedriveResponseSchema: GenMessage<CancelRedriveResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_delivery_service, 9);
 
 /**
  * @generated from message nuncio.v1.ListDeliveriesRequest
@@ -98,7 +322,7 @@ export type ListDeliveriesRequest = Message<"nuncio.v1.ListDeliveriesRequest"> &
  * Use `create(ListDeliveriesRequestSchema)` to create a new message.
  */
 export const ListDeliveriesRequestSchema: GenMessage<ListDeliveriesRequest> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_delivery_service, 0);
+  messageDesc(file_nuncio_v1_delivery_service, 10);
 
 /**
  * @generated from message nuncio.v1.ListDeliveriesResponse
@@ -122,7 +346,7 @@ export type ListDeliveriesResponse = Message<"nuncio.v1.ListDeliveriesResponse">
  * Use `create(ListDeliveriesResponseSchema)` to create a new message.
  */
 export const ListDeliveriesResponseSchema: GenMessage<ListDeliveriesResponse> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_delivery_service, 1);
+  messageDesc(file_nuncio_v1_delivery_service, 11);
 
 /**
  * @generated from message nuncio.v1.GetDeliveryRequest
@@ -148,7 +372,7 @@ export type GetDeliveryRequest = Message<"nuncio.v1.GetDeliveryRequest"> & {
  * Use `create(GetDeliveryRequestSchema)` to create a new message.
  */
 export const GetDeliveryRequestSchema: GenMessage<GetDeliveryRequest> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_delivery_service, 2);
+  messageDesc(file_nuncio_v1_delivery_service, 12);
 
 /**
  * @generated from message nuncio.v1.GetDeliveryResponse
@@ -165,7 +389,7 @@ export type GetDeliveryResponse = Message<"nuncio.v1.GetDeliveryResponse"> & {
  * Use `create(GetDeliveryResponseSchema)` to create a new message.
  */
 export const GetDeliveryResponseSchema: GenMessage<GetDeliveryResponse> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_delivery_service, 3);
+  messageDesc(file_nuncio_v1_delivery_service, 13);
 
 /**
  * Shows what became of events.
@@ -197,6 +421,77 @@ export const DeliveryService: GenService<{
     methodKind: "unary";
     input: typeof GetDeliveryRequestSchema;
     output: typeof GetDeliveryResponseSchema;
+  },
+  /**
+   * Delivers once more: a delivery that was delivered or is a dead letter is made anew, under its id, with a retry schedule
+   * from its beginning; attempt numbers go on, and each request says `x-identity-redrive: 1`. It stands outside its user's
+   * order. Of a pending delivery that waits for its next attempt, that attempt is due now.
+   *
+   * Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`); FAILED_PRECONDITION (`DELIVERY_WAITS`) while an earlier delivery of the same
+   * user has not ended, (`DELIVERY_UNDER_WAY`) while it is being sent, (`DELIVERY_NOT_REDRIVABLE`) for one that was
+   * cancelled or erased, whose payload has expired, or whose subscription was deleted.
+   *
+   * @generated from rpc nuncio.v1.DeliveryService.RedriveDelivery
+   */
+  redriveDelivery: {
+    methodKind: "unary";
+    input: typeof RedriveDeliveryRequestSchema;
+    output: typeof RedriveDeliveryResponseSchema;
+  },
+  /**
+   * Ends a pending delivery as CANCELLED; what waits behind it in its user's order comes due. Cancelling what was cancelled
+   * changes nothing.
+   *
+   * Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`); FAILED_PRECONDITION (`DELIVERY_UNDER_WAY`) while it is being sent,
+   * (`DELIVERY_ENDED`) when it has ended otherwise.
+   *
+   * @generated from rpc nuncio.v1.DeliveryService.CancelDelivery
+   */
+  cancelDelivery: {
+    methodKind: "unary";
+    input: typeof CancelDeliveryRequestSchema;
+    output: typeof CancelDeliveryResponseSchema;
+  },
+  /**
+   * Begins to redrive many deliveries of one subscription: a job that workers carry out beside everything else, oldest event
+   * first, a few hundred pending at a time, so that it never crowds out what is new. It survives whoever runs it.
+   *
+   * Idempotent by `request_id` for as long as the job is kept: after its end as long as a dead letter.
+   *
+   * Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); ALREADY_EXISTS (`REQUEST_ID_REUSED`)
+   * when the request id stands for another job; FAILED_PRECONDITION (`REDRIVE_UNDER_WAY`) while another job of the
+   * subscription runs.
+   *
+   * @generated from rpc nuncio.v1.DeliveryService.CreateRedrive
+   */
+  createRedrive: {
+    methodKind: "unary";
+    input: typeof CreateRedriveRequestSchema;
+    output: typeof CreateRedriveResponseSchema;
+  },
+  /**
+   * Returns a job with its progress.
+   *
+   * Errors: NOT_FOUND (`REDRIVE_NOT_FOUND`).
+   *
+   * @generated from rpc nuncio.v1.DeliveryService.GetRedrive
+   */
+  getRedrive: {
+    methodKind: "unary";
+    input: typeof GetRedriveRequestSchema;
+    output: typeof GetRedriveResponseSchema;
+  },
+  /**
+   * Ends a running job; what it has made pending stays. Cancelling what has ended changes nothing.
+   *
+   * Errors: NOT_FOUND (`REDRIVE_NOT_FOUND`).
+   *
+   * @generated from rpc nuncio.v1.DeliveryService.CancelRedrive
+   */
+  cancelRedrive: {
+    methodKind: "unary";
+    input: typeof CancelRedriveRequestSchema;
+    output: typeof CancelRedriveResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_nuncio_v1_delivery_service, 0);

@@ -22,6 +22,8 @@ export type ClaimedDelivery = {
   readonly leaseToken: bigint;
   /** Whose place in an order it holds, null outside every order. */
   readonly userKey: BigintText | null;
+  /** Asked for once more: outside the order. */
+  readonly redrive: boolean;
   /** The number of this attempt, from 1. */
   readonly attempt: number;
   readonly failures: number;
@@ -46,6 +48,7 @@ type ClaimRow = {
   body: string | null;
   traceparent: string | null;
   user_key: BigintText | null;
+  redrive: boolean;
 };
 
 /**
@@ -86,6 +89,7 @@ function toClaimedDelivery(row: ClaimRow, leaseToken: bigint): ClaimedDelivery {
     eventKey: row.event_key,
     leaseToken,
     userKey: row.user_key,
+    redrive: row.redrive,
     attempt: row.attempt,
     failures: row.failures,
     wasDueAtMs: row.was_due_ms,

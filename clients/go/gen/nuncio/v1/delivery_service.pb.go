@@ -22,6 +22,505 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RedriveDeliveryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `dlv_…`. Required.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveDeliveryRequest) Reset() {
+	*x = RedriveDeliveryRequest{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveDeliveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveDeliveryRequest) ProtoMessage() {}
+
+func (x *RedriveDeliveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveDeliveryRequest.ProtoReflect.Descriptor instead.
+func (*RedriveDeliveryRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RedriveDeliveryRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *RedriveDeliveryRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RedriveDeliveryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Delivery      *Delivery              `protobuf:"bytes,1,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedriveDeliveryResponse) Reset() {
+	*x = RedriveDeliveryResponse{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedriveDeliveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedriveDeliveryResponse) ProtoMessage() {}
+
+func (x *RedriveDeliveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedriveDeliveryResponse.ProtoReflect.Descriptor instead.
+func (*RedriveDeliveryResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RedriveDeliveryResponse) GetDelivery() *Delivery {
+	if x != nil {
+		return x.Delivery
+	}
+	return nil
+}
+
+type CancelDeliveryRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `dlv_…`. Required.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelDeliveryRequest) Reset() {
+	*x = CancelDeliveryRequest{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelDeliveryRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelDeliveryRequest) ProtoMessage() {}
+
+func (x *CancelDeliveryRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelDeliveryRequest.ProtoReflect.Descriptor instead.
+func (*CancelDeliveryRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CancelDeliveryRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *CancelDeliveryRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type CancelDeliveryResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Delivery      *Delivery              `protobuf:"bytes,1,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelDeliveryResponse) Reset() {
+	*x = CancelDeliveryResponse{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelDeliveryResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelDeliveryResponse) ProtoMessage() {}
+
+func (x *CancelDeliveryResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelDeliveryResponse.ProtoReflect.Descriptor instead.
+func (*CancelDeliveryResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *CancelDeliveryResponse) GetDelivery() *Delivery {
+	if x != nil {
+		return x.Delivery
+	}
+	return nil
+}
+
+type CreateRedriveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// Required. Its output-only fields are ignored.
+	Redrive *Redrive `protobuf:"bytes,2,opt,name=redrive,proto3" json:"redrive,omitempty"`
+	// Makes a retry safe. Optional; 1–64 of `A-Za-z0-9_:-`, for example a UUID.
+	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateRedriveRequest) Reset() {
+	*x = CreateRedriveRequest{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateRedriveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateRedriveRequest) ProtoMessage() {}
+
+func (x *CreateRedriveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateRedriveRequest.ProtoReflect.Descriptor instead.
+func (*CreateRedriveRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *CreateRedriveRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *CreateRedriveRequest) GetRedrive() *Redrive {
+	if x != nil {
+		return x.Redrive
+	}
+	return nil
+}
+
+func (x *CreateRedriveRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+type CreateRedriveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Redrive       *Redrive               `protobuf:"bytes,1,opt,name=redrive,proto3" json:"redrive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateRedriveResponse) Reset() {
+	*x = CreateRedriveResponse{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateRedriveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateRedriveResponse) ProtoMessage() {}
+
+func (x *CreateRedriveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateRedriveResponse.ProtoReflect.Descriptor instead.
+func (*CreateRedriveResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *CreateRedriveResponse) GetRedrive() *Redrive {
+	if x != nil {
+		return x.Redrive
+	}
+	return nil
+}
+
+type GetRedriveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `rdr_…`. Required.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRedriveRequest) Reset() {
+	*x = GetRedriveRequest{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRedriveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRedriveRequest) ProtoMessage() {}
+
+func (x *GetRedriveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRedriveRequest.ProtoReflect.Descriptor instead.
+func (*GetRedriveRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *GetRedriveRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *GetRedriveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetRedriveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Redrive       *Redrive               `protobuf:"bytes,1,opt,name=redrive,proto3" json:"redrive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRedriveResponse) Reset() {
+	*x = GetRedriveResponse{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRedriveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRedriveResponse) ProtoMessage() {}
+
+func (x *GetRedriveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRedriveResponse.ProtoReflect.Descriptor instead.
+func (*GetRedriveResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *GetRedriveResponse) GetRedrive() *Redrive {
+	if x != nil {
+		return x.Redrive
+	}
+	return nil
+}
+
+type CancelRedriveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `rdr_…`. Required.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelRedriveRequest) Reset() {
+	*x = CancelRedriveRequest{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelRedriveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelRedriveRequest) ProtoMessage() {}
+
+func (x *CancelRedriveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelRedriveRequest.ProtoReflect.Descriptor instead.
+func (*CancelRedriveRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CancelRedriveRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *CancelRedriveRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type CancelRedriveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Redrive       *Redrive               `protobuf:"bytes,1,opt,name=redrive,proto3" json:"redrive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CancelRedriveResponse) Reset() {
+	*x = CancelRedriveResponse{}
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CancelRedriveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CancelRedriveResponse) ProtoMessage() {}
+
+func (x *CancelRedriveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CancelRedriveResponse.ProtoReflect.Descriptor instead.
+func (*CancelRedriveResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CancelRedriveResponse) GetRedrive() *Redrive {
+	if x != nil {
+		return x.Redrive
+	}
+	return nil
+}
+
 type ListDeliveriesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -50,7 +549,7 @@ type ListDeliveriesRequest struct {
 
 func (x *ListDeliveriesRequest) Reset() {
 	*x = ListDeliveriesRequest{}
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[0]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -62,7 +561,7 @@ func (x *ListDeliveriesRequest) String() string {
 func (*ListDeliveriesRequest) ProtoMessage() {}
 
 func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[0]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -75,7 +574,7 @@ func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{0}
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListDeliveriesRequest) GetTenantId() string {
@@ -159,7 +658,7 @@ type ListDeliveriesResponse struct {
 
 func (x *ListDeliveriesResponse) Reset() {
 	*x = ListDeliveriesResponse{}
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[1]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -171,7 +670,7 @@ func (x *ListDeliveriesResponse) String() string {
 func (*ListDeliveriesResponse) ProtoMessage() {}
 
 func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[1]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -184,7 +683,7 @@ func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{1}
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ListDeliveriesResponse) GetDeliveries() []*Delivery {
@@ -213,7 +712,7 @@ type GetDeliveryRequest struct {
 
 func (x *GetDeliveryRequest) Reset() {
 	*x = GetDeliveryRequest{}
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[2]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -225,7 +724,7 @@ func (x *GetDeliveryRequest) String() string {
 func (*GetDeliveryRequest) ProtoMessage() {}
 
 func (x *GetDeliveryRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[2]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -238,7 +737,7 @@ func (x *GetDeliveryRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeliveryRequest.ProtoReflect.Descriptor instead.
 func (*GetDeliveryRequest) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{2}
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetDeliveryRequest) GetTenantId() string {
@@ -264,7 +763,7 @@ type GetDeliveryResponse struct {
 
 func (x *GetDeliveryResponse) Reset() {
 	*x = GetDeliveryResponse{}
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[3]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -276,7 +775,7 @@ func (x *GetDeliveryResponse) String() string {
 func (*GetDeliveryResponse) ProtoMessage() {}
 
 func (x *GetDeliveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[3]
+	mi := &file_nuncio_v1_delivery_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -289,7 +788,7 @@ func (x *GetDeliveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetDeliveryResponse.ProtoReflect.Descriptor instead.
 func (*GetDeliveryResponse) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{3}
+	return file_nuncio_v1_delivery_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *GetDeliveryResponse) GetDelivery() *Delivery {
@@ -303,7 +802,34 @@ var File_nuncio_v1_delivery_service_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_delivery_service_proto_rawDesc = "" +
 	"\n" +
-	" nuncio/v1/delivery_service.proto\x12\tnuncio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18nuncio/v1/delivery.proto\x1a\x15nuncio/v1/event.proto\"\xc8\x03\n" +
+	" nuncio/v1/delivery_service.proto\x12\tnuncio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18nuncio/v1/delivery.proto\x1a\x15nuncio/v1/event.proto\x1a\x17nuncio/v1/redrive.proto\"E\n" +
+	"\x16RedriveDeliveryRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"J\n" +
+	"\x17RedriveDeliveryResponse\x12/\n" +
+	"\bdelivery\x18\x01 \x01(\v2\x13.nuncio.v1.DeliveryR\bdelivery\"D\n" +
+	"\x15CancelDeliveryRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"I\n" +
+	"\x16CancelDeliveryResponse\x12/\n" +
+	"\bdelivery\x18\x01 \x01(\v2\x13.nuncio.v1.DeliveryR\bdelivery\"\x80\x01\n" +
+	"\x14CreateRedriveRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12,\n" +
+	"\aredrive\x18\x02 \x01(\v2\x12.nuncio.v1.RedriveR\aredrive\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x03 \x01(\tR\trequestId\"E\n" +
+	"\x15CreateRedriveResponse\x12,\n" +
+	"\aredrive\x18\x01 \x01(\v2\x12.nuncio.v1.RedriveR\aredrive\"@\n" +
+	"\x11GetRedriveRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"B\n" +
+	"\x12GetRedriveResponse\x12,\n" +
+	"\aredrive\x18\x01 \x01(\v2\x12.nuncio.v1.RedriveR\aredrive\"C\n" +
+	"\x14CancelRedriveRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"E\n" +
+	"\x15CancelRedriveResponse\x12,\n" +
+	"\aredrive\x18\x01 \x01(\v2\x12.nuncio.v1.RedriveR\aredrive\"\xc8\x03\n" +
 	"\x15ListDeliveriesRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -327,10 +853,16 @@ const file_nuncio_v1_delivery_service_proto_rawDesc = "" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"F\n" +
 	"\x13GetDeliveryResponse\x12/\n" +
-	"\bdelivery\x18\x01 \x01(\v2\x13.nuncio.v1.DeliveryR\bdelivery2\xb6\x01\n" +
+	"\bdelivery\x18\x01 \x01(\v2\x13.nuncio.v1.DeliveryR\bdelivery2\xda\x04\n" +
 	"\x0fDeliveryService\x12U\n" +
 	"\x0eListDeliveries\x12 .nuncio.v1.ListDeliveriesRequest\x1a!.nuncio.v1.ListDeliveriesResponse\x12L\n" +
-	"\vGetDelivery\x12\x1d.nuncio.v1.GetDeliveryRequest\x1a\x1e.nuncio.v1.GetDeliveryResponseB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
+	"\vGetDelivery\x12\x1d.nuncio.v1.GetDeliveryRequest\x1a\x1e.nuncio.v1.GetDeliveryResponse\x12X\n" +
+	"\x0fRedriveDelivery\x12!.nuncio.v1.RedriveDeliveryRequest\x1a\".nuncio.v1.RedriveDeliveryResponse\x12U\n" +
+	"\x0eCancelDelivery\x12 .nuncio.v1.CancelDeliveryRequest\x1a!.nuncio.v1.CancelDeliveryResponse\x12R\n" +
+	"\rCreateRedrive\x12\x1f.nuncio.v1.CreateRedriveRequest\x1a .nuncio.v1.CreateRedriveResponse\x12I\n" +
+	"\n" +
+	"GetRedrive\x12\x1c.nuncio.v1.GetRedriveRequest\x1a\x1d.nuncio.v1.GetRedriveResponse\x12R\n" +
+	"\rCancelRedrive\x12\x1f.nuncio.v1.CancelRedriveRequest\x1a .nuncio.v1.CancelRedriveResponseB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
 
 var (
 	file_nuncio_v1_delivery_service_proto_rawDescOnce sync.Once
@@ -344,33 +876,60 @@ func file_nuncio_v1_delivery_service_proto_rawDescGZIP() []byte {
 	return file_nuncio_v1_delivery_service_proto_rawDescData
 }
 
-var file_nuncio_v1_delivery_service_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_nuncio_v1_delivery_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_nuncio_v1_delivery_service_proto_goTypes = []any{
-	(*ListDeliveriesRequest)(nil),  // 0: nuncio.v1.ListDeliveriesRequest
-	(*ListDeliveriesResponse)(nil), // 1: nuncio.v1.ListDeliveriesResponse
-	(*GetDeliveryRequest)(nil),     // 2: nuncio.v1.GetDeliveryRequest
-	(*GetDeliveryResponse)(nil),    // 3: nuncio.v1.GetDeliveryResponse
-	(DeliveryState)(0),             // 4: nuncio.v1.DeliveryState
-	(EventType)(0),                 // 5: nuncio.v1.EventType
-	(*timestamppb.Timestamp)(nil),  // 6: google.protobuf.Timestamp
-	(*Delivery)(nil),               // 7: nuncio.v1.Delivery
+	(*RedriveDeliveryRequest)(nil),  // 0: nuncio.v1.RedriveDeliveryRequest
+	(*RedriveDeliveryResponse)(nil), // 1: nuncio.v1.RedriveDeliveryResponse
+	(*CancelDeliveryRequest)(nil),   // 2: nuncio.v1.CancelDeliveryRequest
+	(*CancelDeliveryResponse)(nil),  // 3: nuncio.v1.CancelDeliveryResponse
+	(*CreateRedriveRequest)(nil),    // 4: nuncio.v1.CreateRedriveRequest
+	(*CreateRedriveResponse)(nil),   // 5: nuncio.v1.CreateRedriveResponse
+	(*GetRedriveRequest)(nil),       // 6: nuncio.v1.GetRedriveRequest
+	(*GetRedriveResponse)(nil),      // 7: nuncio.v1.GetRedriveResponse
+	(*CancelRedriveRequest)(nil),    // 8: nuncio.v1.CancelRedriveRequest
+	(*CancelRedriveResponse)(nil),   // 9: nuncio.v1.CancelRedriveResponse
+	(*ListDeliveriesRequest)(nil),   // 10: nuncio.v1.ListDeliveriesRequest
+	(*ListDeliveriesResponse)(nil),  // 11: nuncio.v1.ListDeliveriesResponse
+	(*GetDeliveryRequest)(nil),      // 12: nuncio.v1.GetDeliveryRequest
+	(*GetDeliveryResponse)(nil),     // 13: nuncio.v1.GetDeliveryResponse
+	(*Delivery)(nil),                // 14: nuncio.v1.Delivery
+	(*Redrive)(nil),                 // 15: nuncio.v1.Redrive
+	(DeliveryState)(0),              // 16: nuncio.v1.DeliveryState
+	(EventType)(0),                  // 17: nuncio.v1.EventType
+	(*timestamppb.Timestamp)(nil),   // 18: google.protobuf.Timestamp
 }
 var file_nuncio_v1_delivery_service_proto_depIdxs = []int32{
-	4, // 0: nuncio.v1.ListDeliveriesRequest.states:type_name -> nuncio.v1.DeliveryState
-	5, // 1: nuncio.v1.ListDeliveriesRequest.event_types:type_name -> nuncio.v1.EventType
-	6, // 2: nuncio.v1.ListDeliveriesRequest.create_time_after:type_name -> google.protobuf.Timestamp
-	6, // 3: nuncio.v1.ListDeliveriesRequest.create_time_before:type_name -> google.protobuf.Timestamp
-	7, // 4: nuncio.v1.ListDeliveriesResponse.deliveries:type_name -> nuncio.v1.Delivery
-	7, // 5: nuncio.v1.GetDeliveryResponse.delivery:type_name -> nuncio.v1.Delivery
-	0, // 6: nuncio.v1.DeliveryService.ListDeliveries:input_type -> nuncio.v1.ListDeliveriesRequest
-	2, // 7: nuncio.v1.DeliveryService.GetDelivery:input_type -> nuncio.v1.GetDeliveryRequest
-	1, // 8: nuncio.v1.DeliveryService.ListDeliveries:output_type -> nuncio.v1.ListDeliveriesResponse
-	3, // 9: nuncio.v1.DeliveryService.GetDelivery:output_type -> nuncio.v1.GetDeliveryResponse
-	8, // [8:10] is the sub-list for method output_type
-	6, // [6:8] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	14, // 0: nuncio.v1.RedriveDeliveryResponse.delivery:type_name -> nuncio.v1.Delivery
+	14, // 1: nuncio.v1.CancelDeliveryResponse.delivery:type_name -> nuncio.v1.Delivery
+	15, // 2: nuncio.v1.CreateRedriveRequest.redrive:type_name -> nuncio.v1.Redrive
+	15, // 3: nuncio.v1.CreateRedriveResponse.redrive:type_name -> nuncio.v1.Redrive
+	15, // 4: nuncio.v1.GetRedriveResponse.redrive:type_name -> nuncio.v1.Redrive
+	15, // 5: nuncio.v1.CancelRedriveResponse.redrive:type_name -> nuncio.v1.Redrive
+	16, // 6: nuncio.v1.ListDeliveriesRequest.states:type_name -> nuncio.v1.DeliveryState
+	17, // 7: nuncio.v1.ListDeliveriesRequest.event_types:type_name -> nuncio.v1.EventType
+	18, // 8: nuncio.v1.ListDeliveriesRequest.create_time_after:type_name -> google.protobuf.Timestamp
+	18, // 9: nuncio.v1.ListDeliveriesRequest.create_time_before:type_name -> google.protobuf.Timestamp
+	14, // 10: nuncio.v1.ListDeliveriesResponse.deliveries:type_name -> nuncio.v1.Delivery
+	14, // 11: nuncio.v1.GetDeliveryResponse.delivery:type_name -> nuncio.v1.Delivery
+	10, // 12: nuncio.v1.DeliveryService.ListDeliveries:input_type -> nuncio.v1.ListDeliveriesRequest
+	12, // 13: nuncio.v1.DeliveryService.GetDelivery:input_type -> nuncio.v1.GetDeliveryRequest
+	0,  // 14: nuncio.v1.DeliveryService.RedriveDelivery:input_type -> nuncio.v1.RedriveDeliveryRequest
+	2,  // 15: nuncio.v1.DeliveryService.CancelDelivery:input_type -> nuncio.v1.CancelDeliveryRequest
+	4,  // 16: nuncio.v1.DeliveryService.CreateRedrive:input_type -> nuncio.v1.CreateRedriveRequest
+	6,  // 17: nuncio.v1.DeliveryService.GetRedrive:input_type -> nuncio.v1.GetRedriveRequest
+	8,  // 18: nuncio.v1.DeliveryService.CancelRedrive:input_type -> nuncio.v1.CancelRedriveRequest
+	11, // 19: nuncio.v1.DeliveryService.ListDeliveries:output_type -> nuncio.v1.ListDeliveriesResponse
+	13, // 20: nuncio.v1.DeliveryService.GetDelivery:output_type -> nuncio.v1.GetDeliveryResponse
+	1,  // 21: nuncio.v1.DeliveryService.RedriveDelivery:output_type -> nuncio.v1.RedriveDeliveryResponse
+	3,  // 22: nuncio.v1.DeliveryService.CancelDelivery:output_type -> nuncio.v1.CancelDeliveryResponse
+	5,  // 23: nuncio.v1.DeliveryService.CreateRedrive:output_type -> nuncio.v1.CreateRedriveResponse
+	7,  // 24: nuncio.v1.DeliveryService.GetRedrive:output_type -> nuncio.v1.GetRedriveResponse
+	9,  // 25: nuncio.v1.DeliveryService.CancelRedrive:output_type -> nuncio.v1.CancelRedriveResponse
+	19, // [19:26] is the sub-list for method output_type
+	12, // [12:19] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_nuncio_v1_delivery_service_proto_init() }
@@ -380,13 +939,14 @@ func file_nuncio_v1_delivery_service_proto_init() {
 	}
 	file_nuncio_v1_delivery_proto_init()
 	file_nuncio_v1_event_proto_init()
+	file_nuncio_v1_redrive_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nuncio_v1_delivery_service_proto_rawDesc), len(file_nuncio_v1_delivery_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

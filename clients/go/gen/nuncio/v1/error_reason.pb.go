@@ -77,6 +77,18 @@ const (
 	ErrorReason_ERROR_REASON_TEST_UNDER_WAY ErrorReason = 22
 	// UNAVAILABLE with RetryInfo: no worker has taken the work over in time. Is one running?
 	ErrorReason_ERROR_REASON_NO_WORKER ErrorReason = 23
+	// FAILED_PRECONDITION: an earlier delivery of the same user has not ended, and this one waits behind it.
+	ErrorReason_ERROR_REASON_DELIVERY_WAITS ErrorReason = 24
+	// FAILED_PRECONDITION: a worker is sending the delivery right now. Try again once the attempt is over.
+	ErrorReason_ERROR_REASON_DELIVERY_UNDER_WAY ErrorReason = 25
+	// FAILED_PRECONDITION: the delivery was cancelled or erased, its payload has expired, or its subscription was deleted.
+	ErrorReason_ERROR_REASON_DELIVERY_NOT_REDRIVABLE ErrorReason = 26
+	// FAILED_PRECONDITION: the delivery has ended already.
+	ErrorReason_ERROR_REASON_DELIVERY_ENDED ErrorReason = 27
+	// FAILED_PRECONDITION: another redrive of the subscription is running.
+	ErrorReason_ERROR_REASON_REDRIVE_UNDER_WAY ErrorReason = 28
+	// NOT_FOUND: no such redrive in this tenant.
+	ErrorReason_ERROR_REASON_REDRIVE_NOT_FOUND ErrorReason = 29
 )
 
 // Enum value maps for ErrorReason.
@@ -106,32 +118,44 @@ var (
 		21: "ERROR_REASON_CALL_ENDED",
 		22: "ERROR_REASON_TEST_UNDER_WAY",
 		23: "ERROR_REASON_NO_WORKER",
+		24: "ERROR_REASON_DELIVERY_WAITS",
+		25: "ERROR_REASON_DELIVERY_UNDER_WAY",
+		26: "ERROR_REASON_DELIVERY_NOT_REDRIVABLE",
+		27: "ERROR_REASON_DELIVERY_ENDED",
+		28: "ERROR_REASON_REDRIVE_UNDER_WAY",
+		29: "ERROR_REASON_REDRIVE_NOT_FOUND",
 	}
 	ErrorReason_value = map[string]int32{
-		"ERROR_REASON_UNSPECIFIED":            0,
-		"ERROR_REASON_INVALID_EVENT":          1,
-		"ERROR_REASON_EVENT_TOO_LARGE":        2,
-		"ERROR_REASON_EVENT_ID_REUSED":        3,
-		"ERROR_REASON_EVENT_NOT_FOUND":        4,
-		"ERROR_REASON_INVALID_REQUEST":        5,
-		"ERROR_REASON_INVALID_PAGE_TOKEN":     6,
-		"ERROR_REASON_MALFORMED_REQUEST":      7,
-		"ERROR_REASON_REQUEST_TOO_LARGE":      8,
-		"ERROR_REASON_SERVER_BUSY":            9,
-		"ERROR_REASON_STORE_UNAVAILABLE":      10,
-		"ERROR_REASON_SUBSCRIPTION_NOT_FOUND": 11,
-		"ERROR_REASON_SUBSCRIPTION_DISABLED":  12,
-		"ERROR_REASON_TOO_MANY_SUBSCRIPTIONS": 13,
-		"ERROR_REASON_REQUEST_ID_REUSED":      14,
-		"ERROR_REASON_ORDERING_NOT_SUPPORTED": 15,
-		"ERROR_REASON_DELIVERY_NOT_FOUND":     16,
-		"ERROR_REASON_INVALID_CREDENTIAL":     17,
-		"ERROR_REASON_ROLE_MISSING":           18,
-		"ERROR_REASON_RPC_NOT_FOUND":          19,
-		"ERROR_REASON_INTERNAL":               20,
-		"ERROR_REASON_CALL_ENDED":             21,
-		"ERROR_REASON_TEST_UNDER_WAY":         22,
-		"ERROR_REASON_NO_WORKER":              23,
+		"ERROR_REASON_UNSPECIFIED":             0,
+		"ERROR_REASON_INVALID_EVENT":           1,
+		"ERROR_REASON_EVENT_TOO_LARGE":         2,
+		"ERROR_REASON_EVENT_ID_REUSED":         3,
+		"ERROR_REASON_EVENT_NOT_FOUND":         4,
+		"ERROR_REASON_INVALID_REQUEST":         5,
+		"ERROR_REASON_INVALID_PAGE_TOKEN":      6,
+		"ERROR_REASON_MALFORMED_REQUEST":       7,
+		"ERROR_REASON_REQUEST_TOO_LARGE":       8,
+		"ERROR_REASON_SERVER_BUSY":             9,
+		"ERROR_REASON_STORE_UNAVAILABLE":       10,
+		"ERROR_REASON_SUBSCRIPTION_NOT_FOUND":  11,
+		"ERROR_REASON_SUBSCRIPTION_DISABLED":   12,
+		"ERROR_REASON_TOO_MANY_SUBSCRIPTIONS":  13,
+		"ERROR_REASON_REQUEST_ID_REUSED":       14,
+		"ERROR_REASON_ORDERING_NOT_SUPPORTED":  15,
+		"ERROR_REASON_DELIVERY_NOT_FOUND":      16,
+		"ERROR_REASON_INVALID_CREDENTIAL":      17,
+		"ERROR_REASON_ROLE_MISSING":            18,
+		"ERROR_REASON_RPC_NOT_FOUND":           19,
+		"ERROR_REASON_INTERNAL":                20,
+		"ERROR_REASON_CALL_ENDED":              21,
+		"ERROR_REASON_TEST_UNDER_WAY":          22,
+		"ERROR_REASON_NO_WORKER":               23,
+		"ERROR_REASON_DELIVERY_WAITS":          24,
+		"ERROR_REASON_DELIVERY_UNDER_WAY":      25,
+		"ERROR_REASON_DELIVERY_NOT_REDRIVABLE": 26,
+		"ERROR_REASON_DELIVERY_ENDED":          27,
+		"ERROR_REASON_REDRIVE_UNDER_WAY":       28,
+		"ERROR_REASON_REDRIVE_NOT_FOUND":       29,
 	}
 )
 
@@ -166,7 +190,7 @@ var File_nuncio_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\xcb\x06\n" +
+	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\xa4\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_EVENT\x10\x01\x12 \n" +
@@ -192,7 +216,13 @@ const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\x15ERROR_REASON_INTERNAL\x10\x14\x12\x1b\n" +
 	"\x17ERROR_REASON_CALL_ENDED\x10\x15\x12\x1f\n" +
 	"\x1bERROR_REASON_TEST_UNDER_WAY\x10\x16\x12\x1a\n" +
-	"\x16ERROR_REASON_NO_WORKER\x10\x17B.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
+	"\x16ERROR_REASON_NO_WORKER\x10\x17\x12\x1f\n" +
+	"\x1bERROR_REASON_DELIVERY_WAITS\x10\x18\x12#\n" +
+	"\x1fERROR_REASON_DELIVERY_UNDER_WAY\x10\x19\x12(\n" +
+	"$ERROR_REASON_DELIVERY_NOT_REDRIVABLE\x10\x1a\x12\x1f\n" +
+	"\x1bERROR_REASON_DELIVERY_ENDED\x10\x1b\x12\"\n" +
+	"\x1eERROR_REASON_REDRIVE_UNDER_WAY\x10\x1c\x12\"\n" +
+	"\x1eERROR_REASON_REDRIVE_NOT_FOUND\x10\x1dB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
 
 var (
 	file_nuncio_v1_error_reason_proto_rawDescOnce sync.Once

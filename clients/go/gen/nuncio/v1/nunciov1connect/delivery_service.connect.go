@@ -39,6 +39,21 @@ const (
 	// DeliveryServiceGetDeliveryProcedure is the fully-qualified name of the DeliveryService's
 	// GetDelivery RPC.
 	DeliveryServiceGetDeliveryProcedure = "/nuncio.v1.DeliveryService/GetDelivery"
+	// DeliveryServiceRedriveDeliveryProcedure is the fully-qualified name of the DeliveryService's
+	// RedriveDelivery RPC.
+	DeliveryServiceRedriveDeliveryProcedure = "/nuncio.v1.DeliveryService/RedriveDelivery"
+	// DeliveryServiceCancelDeliveryProcedure is the fully-qualified name of the DeliveryService's
+	// CancelDelivery RPC.
+	DeliveryServiceCancelDeliveryProcedure = "/nuncio.v1.DeliveryService/CancelDelivery"
+	// DeliveryServiceCreateRedriveProcedure is the fully-qualified name of the DeliveryService's
+	// CreateRedrive RPC.
+	DeliveryServiceCreateRedriveProcedure = "/nuncio.v1.DeliveryService/CreateRedrive"
+	// DeliveryServiceGetRedriveProcedure is the fully-qualified name of the DeliveryService's
+	// GetRedrive RPC.
+	DeliveryServiceGetRedriveProcedure = "/nuncio.v1.DeliveryService/GetRedrive"
+	// DeliveryServiceCancelRedriveProcedure is the fully-qualified name of the DeliveryService's
+	// CancelRedrive RPC.
+	DeliveryServiceCancelRedriveProcedure = "/nuncio.v1.DeliveryService/CancelRedrive"
 )
 
 // DeliveryServiceClient is a client for the nuncio.v1.DeliveryService service.
@@ -52,6 +67,37 @@ type DeliveryServiceClient interface {
 	//
 	// Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`), also for another tenant's.
 	GetDelivery(context.Context, *v1.GetDeliveryRequest) (*v1.GetDeliveryResponse, error)
+	// Delivers once more: a delivery that was delivered or is a dead letter is made anew, under its id, with a retry schedule
+	// from its beginning; attempt numbers go on, and each request says `x-identity-redrive: 1`. It stands outside its user's
+	// order. Of a pending delivery that waits for its next attempt, that attempt is due now.
+	//
+	// Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`); FAILED_PRECONDITION (`DELIVERY_WAITS`) while an earlier delivery of the same
+	// user has not ended, (`DELIVERY_UNDER_WAY`) while it is being sent, (`DELIVERY_NOT_REDRIVABLE`) for one that was
+	// cancelled or erased, whose payload has expired, or whose subscription was deleted.
+	RedriveDelivery(context.Context, *v1.RedriveDeliveryRequest) (*v1.RedriveDeliveryResponse, error)
+	// Ends a pending delivery as CANCELLED; what waits behind it in its user's order comes due. Cancelling what was cancelled
+	// changes nothing.
+	//
+	// Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`); FAILED_PRECONDITION (`DELIVERY_UNDER_WAY`) while it is being sent,
+	// (`DELIVERY_ENDED`) when it has ended otherwise.
+	CancelDelivery(context.Context, *v1.CancelDeliveryRequest) (*v1.CancelDeliveryResponse, error)
+	// Begins to redrive many deliveries of one subscription: a job that workers carry out beside everything else, oldest event
+	// first, a few hundred pending at a time, so that it never crowds out what is new. It survives whoever runs it.
+	//
+	// Idempotent by `request_id` for as long as the job is kept: after its end as long as a dead letter.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); ALREADY_EXISTS (`REQUEST_ID_REUSED`)
+	// when the request id stands for another job; FAILED_PRECONDITION (`REDRIVE_UNDER_WAY`) while another job of the
+	// subscription runs.
+	CreateRedrive(context.Context, *v1.CreateRedriveRequest) (*v1.CreateRedriveResponse, error)
+	// Returns a job with its progress.
+	//
+	// Errors: NOT_FOUND (`REDRIVE_NOT_FOUND`).
+	GetRedrive(context.Context, *v1.GetRedriveRequest) (*v1.GetRedriveResponse, error)
+	// Ends a running job; what it has made pending stays. Cancelling what has ended changes nothing.
+	//
+	// Errors: NOT_FOUND (`REDRIVE_NOT_FOUND`).
+	CancelRedrive(context.Context, *v1.CancelRedriveRequest) (*v1.CancelRedriveResponse, error)
 }
 
 // NewDeliveryServiceClient constructs a client for the nuncio.v1.DeliveryService service. By
@@ -77,13 +123,48 @@ func NewDeliveryServiceClient(httpClient connect.HTTPClient, baseURL string, opt
 			connect.WithSchema(deliveryServiceMethods.ByName("GetDelivery")),
 			connect.WithClientOptions(opts...),
 		),
+		redriveDelivery: connect.NewClient[v1.RedriveDeliveryRequest, v1.RedriveDeliveryResponse](
+			httpClient,
+			baseURL+DeliveryServiceRedriveDeliveryProcedure,
+			connect.WithSchema(deliveryServiceMethods.ByName("RedriveDelivery")),
+			connect.WithClientOptions(opts...),
+		),
+		cancelDelivery: connect.NewClient[v1.CancelDeliveryRequest, v1.CancelDeliveryResponse](
+			httpClient,
+			baseURL+DeliveryServiceCancelDeliveryProcedure,
+			connect.WithSchema(deliveryServiceMethods.ByName("CancelDelivery")),
+			connect.WithClientOptions(opts...),
+		),
+		createRedrive: connect.NewClient[v1.CreateRedriveRequest, v1.CreateRedriveResponse](
+			httpClient,
+			baseURL+DeliveryServiceCreateRedriveProcedure,
+			connect.WithSchema(deliveryServiceMethods.ByName("CreateRedrive")),
+			connect.WithClientOptions(opts...),
+		),
+		getRedrive: connect.NewClient[v1.GetRedriveRequest, v1.GetRedriveResponse](
+			httpClient,
+			baseURL+DeliveryServiceGetRedriveProcedure,
+			connect.WithSchema(deliveryServiceMethods.ByName("GetRedrive")),
+			connect.WithClientOptions(opts...),
+		),
+		cancelRedrive: connect.NewClient[v1.CancelRedriveRequest, v1.CancelRedriveResponse](
+			httpClient,
+			baseURL+DeliveryServiceCancelRedriveProcedure,
+			connect.WithSchema(deliveryServiceMethods.ByName("CancelRedrive")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // deliveryServiceClient implements DeliveryServiceClient.
 type deliveryServiceClient struct {
-	listDeliveries *connect.Client[v1.ListDeliveriesRequest, v1.ListDeliveriesResponse]
-	getDelivery    *connect.Client[v1.GetDeliveryRequest, v1.GetDeliveryResponse]
+	listDeliveries  *connect.Client[v1.ListDeliveriesRequest, v1.ListDeliveriesResponse]
+	getDelivery     *connect.Client[v1.GetDeliveryRequest, v1.GetDeliveryResponse]
+	redriveDelivery *connect.Client[v1.RedriveDeliveryRequest, v1.RedriveDeliveryResponse]
+	cancelDelivery  *connect.Client[v1.CancelDeliveryRequest, v1.CancelDeliveryResponse]
+	createRedrive   *connect.Client[v1.CreateRedriveRequest, v1.CreateRedriveResponse]
+	getRedrive      *connect.Client[v1.GetRedriveRequest, v1.GetRedriveResponse]
+	cancelRedrive   *connect.Client[v1.CancelRedriveRequest, v1.CancelRedriveResponse]
 }
 
 // ListDeliveries calls nuncio.v1.DeliveryService.ListDeliveries.
@@ -104,6 +185,51 @@ func (c *deliveryServiceClient) GetDelivery(ctx context.Context, req *v1.GetDeli
 	return nil, err
 }
 
+// RedriveDelivery calls nuncio.v1.DeliveryService.RedriveDelivery.
+func (c *deliveryServiceClient) RedriveDelivery(ctx context.Context, req *v1.RedriveDeliveryRequest) (*v1.RedriveDeliveryResponse, error) {
+	response, err := c.redriveDelivery.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CancelDelivery calls nuncio.v1.DeliveryService.CancelDelivery.
+func (c *deliveryServiceClient) CancelDelivery(ctx context.Context, req *v1.CancelDeliveryRequest) (*v1.CancelDeliveryResponse, error) {
+	response, err := c.cancelDelivery.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateRedrive calls nuncio.v1.DeliveryService.CreateRedrive.
+func (c *deliveryServiceClient) CreateRedrive(ctx context.Context, req *v1.CreateRedriveRequest) (*v1.CreateRedriveResponse, error) {
+	response, err := c.createRedrive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetRedrive calls nuncio.v1.DeliveryService.GetRedrive.
+func (c *deliveryServiceClient) GetRedrive(ctx context.Context, req *v1.GetRedriveRequest) (*v1.GetRedriveResponse, error) {
+	response, err := c.getRedrive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CancelRedrive calls nuncio.v1.DeliveryService.CancelRedrive.
+func (c *deliveryServiceClient) CancelRedrive(ctx context.Context, req *v1.CancelRedriveRequest) (*v1.CancelRedriveResponse, error) {
+	response, err := c.cancelRedrive.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // DeliveryServiceHandler is an implementation of the nuncio.v1.DeliveryService service.
 type DeliveryServiceHandler interface {
 	// Lists a tenant's deliveries, newest event first, read from one snapshot per page. A delivery that exists during the
@@ -115,6 +241,37 @@ type DeliveryServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`), also for another tenant's.
 	GetDelivery(context.Context, *v1.GetDeliveryRequest) (*v1.GetDeliveryResponse, error)
+	// Delivers once more: a delivery that was delivered or is a dead letter is made anew, under its id, with a retry schedule
+	// from its beginning; attempt numbers go on, and each request says `x-identity-redrive: 1`. It stands outside its user's
+	// order. Of a pending delivery that waits for its next attempt, that attempt is due now.
+	//
+	// Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`); FAILED_PRECONDITION (`DELIVERY_WAITS`) while an earlier delivery of the same
+	// user has not ended, (`DELIVERY_UNDER_WAY`) while it is being sent, (`DELIVERY_NOT_REDRIVABLE`) for one that was
+	// cancelled or erased, whose payload has expired, or whose subscription was deleted.
+	RedriveDelivery(context.Context, *v1.RedriveDeliveryRequest) (*v1.RedriveDeliveryResponse, error)
+	// Ends a pending delivery as CANCELLED; what waits behind it in its user's order comes due. Cancelling what was cancelled
+	// changes nothing.
+	//
+	// Errors: NOT_FOUND (`DELIVERY_NOT_FOUND`); FAILED_PRECONDITION (`DELIVERY_UNDER_WAY`) while it is being sent,
+	// (`DELIVERY_ENDED`) when it has ended otherwise.
+	CancelDelivery(context.Context, *v1.CancelDeliveryRequest) (*v1.CancelDeliveryResponse, error)
+	// Begins to redrive many deliveries of one subscription: a job that workers carry out beside everything else, oldest event
+	// first, a few hundred pending at a time, so that it never crowds out what is new. It survives whoever runs it.
+	//
+	// Idempotent by `request_id` for as long as the job is kept: after its end as long as a dead letter.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); ALREADY_EXISTS (`REQUEST_ID_REUSED`)
+	// when the request id stands for another job; FAILED_PRECONDITION (`REDRIVE_UNDER_WAY`) while another job of the
+	// subscription runs.
+	CreateRedrive(context.Context, *v1.CreateRedriveRequest) (*v1.CreateRedriveResponse, error)
+	// Returns a job with its progress.
+	//
+	// Errors: NOT_FOUND (`REDRIVE_NOT_FOUND`).
+	GetRedrive(context.Context, *v1.GetRedriveRequest) (*v1.GetRedriveResponse, error)
+	// Ends a running job; what it has made pending stays. Cancelling what has ended changes nothing.
+	//
+	// Errors: NOT_FOUND (`REDRIVE_NOT_FOUND`).
+	CancelRedrive(context.Context, *v1.CancelRedriveRequest) (*v1.CancelRedriveResponse, error)
 }
 
 // NewDeliveryServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -136,12 +293,52 @@ func NewDeliveryServiceHandler(svc DeliveryServiceHandler, opts ...connect.Handl
 		connect.WithSchema(deliveryServiceMethods.ByName("GetDelivery")),
 		connect.WithHandlerOptions(opts...),
 	)
+	deliveryServiceRedriveDeliveryHandler := connect.NewUnaryHandlerSimple(
+		DeliveryServiceRedriveDeliveryProcedure,
+		svc.RedriveDelivery,
+		connect.WithSchema(deliveryServiceMethods.ByName("RedriveDelivery")),
+		connect.WithHandlerOptions(opts...),
+	)
+	deliveryServiceCancelDeliveryHandler := connect.NewUnaryHandlerSimple(
+		DeliveryServiceCancelDeliveryProcedure,
+		svc.CancelDelivery,
+		connect.WithSchema(deliveryServiceMethods.ByName("CancelDelivery")),
+		connect.WithHandlerOptions(opts...),
+	)
+	deliveryServiceCreateRedriveHandler := connect.NewUnaryHandlerSimple(
+		DeliveryServiceCreateRedriveProcedure,
+		svc.CreateRedrive,
+		connect.WithSchema(deliveryServiceMethods.ByName("CreateRedrive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	deliveryServiceGetRedriveHandler := connect.NewUnaryHandlerSimple(
+		DeliveryServiceGetRedriveProcedure,
+		svc.GetRedrive,
+		connect.WithSchema(deliveryServiceMethods.ByName("GetRedrive")),
+		connect.WithHandlerOptions(opts...),
+	)
+	deliveryServiceCancelRedriveHandler := connect.NewUnaryHandlerSimple(
+		DeliveryServiceCancelRedriveProcedure,
+		svc.CancelRedrive,
+		connect.WithSchema(deliveryServiceMethods.ByName("CancelRedrive")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/nuncio.v1.DeliveryService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case DeliveryServiceListDeliveriesProcedure:
 			deliveryServiceListDeliveriesHandler.ServeHTTP(w, r)
 		case DeliveryServiceGetDeliveryProcedure:
 			deliveryServiceGetDeliveryHandler.ServeHTTP(w, r)
+		case DeliveryServiceRedriveDeliveryProcedure:
+			deliveryServiceRedriveDeliveryHandler.ServeHTTP(w, r)
+		case DeliveryServiceCancelDeliveryProcedure:
+			deliveryServiceCancelDeliveryHandler.ServeHTTP(w, r)
+		case DeliveryServiceCreateRedriveProcedure:
+			deliveryServiceCreateRedriveHandler.ServeHTTP(w, r)
+		case DeliveryServiceGetRedriveProcedure:
+			deliveryServiceGetRedriveHandler.ServeHTTP(w, r)
+		case DeliveryServiceCancelRedriveProcedure:
+			deliveryServiceCancelRedriveHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -157,4 +354,24 @@ func (UnimplementedDeliveryServiceHandler) ListDeliveries(context.Context, *v1.L
 
 func (UnimplementedDeliveryServiceHandler) GetDelivery(context.Context, *v1.GetDeliveryRequest) (*v1.GetDeliveryResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.DeliveryService.GetDelivery is not implemented"))
+}
+
+func (UnimplementedDeliveryServiceHandler) RedriveDelivery(context.Context, *v1.RedriveDeliveryRequest) (*v1.RedriveDeliveryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.DeliveryService.RedriveDelivery is not implemented"))
+}
+
+func (UnimplementedDeliveryServiceHandler) CancelDelivery(context.Context, *v1.CancelDeliveryRequest) (*v1.CancelDeliveryResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.DeliveryService.CancelDelivery is not implemented"))
+}
+
+func (UnimplementedDeliveryServiceHandler) CreateRedrive(context.Context, *v1.CreateRedriveRequest) (*v1.CreateRedriveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.DeliveryService.CreateRedrive is not implemented"))
+}
+
+func (UnimplementedDeliveryServiceHandler) GetRedrive(context.Context, *v1.GetRedriveRequest) (*v1.GetRedriveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.DeliveryService.GetRedrive is not implemented"))
+}
+
+func (UnimplementedDeliveryServiceHandler) CancelRedrive(context.Context, *v1.CancelRedriveRequest) (*v1.CancelRedriveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.DeliveryService.CancelRedrive is not implemented"))
 }

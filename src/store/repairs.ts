@@ -1,0 +1,65 @@
+import { sql } from "drizzle-orm";
+import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
+import { toEndReasonCode } from "../core/delivery.ts";
+import { FailedPreconditionError } from "../core/errors.ts";
+import { type Delivery, type DeliveryPlace, getDelivery } from "./deliveries.ts";
+
+/** A delivery as it is after a repair, and the lanes where something has come due, for the wake-up. */
+export type Repaired = { readonly delivery: Delivery; readonly lanes: readonly number[] };
+
+/** Delivers one delivery once more, or now: `nuncio.redrive_delivery`. */
+export async function redriveDelivery(
+  orm: PostgresJsDatabase,
+  tenantId: string,
+  place: DeliveryPlace,
+  { maxPendingMs }: { maxPendingMs: number },
+): Promise<Repaired> {
+  const lane = await findLane(orm, tenantId, place);
+  const [row] = await orm.execute<{ outcome: "redriven" | "due_now" | "waits" | "under_way" | "not_redrivable" }>(sql`
+    SELECT nuncio.redrive_delivery(${lane}::integer, ${place.eventKey}::uuid, ${maxPendingMs}::bigint) AS outcome`);
+  switch (row?.outcome) {
+    case "waits":
+      throw new FailedPreconditionError("DELIVERY_WAITS", "an earlier delivery of the same user has not ended");
+    case "under_way":
+      throw underWay();
+    case "not_redrivable":
+      throw new FailedPreconditionError(
+        "DELIVERY_NOT_REDRIVABLE",
+        "the delivery was cancelled or erased, its payload has expired, or its subscription was deleted",
+      );
+    default:
+      return { delivery: (await getDelivery(orm, tenantId, place)).delivery, lanes: [lane] };
+  }
+}
+
+/** Ends one pending delivery as CANCELLED_BY_REQUEST; one that was cancelled before stays as it is. */
+export async function cancelDelivery(
+  orm: PostgresJsDatabase,
+  tenantId: string,
+  place: DeliveryPlace,
+): Promise<Repaired> {
+  const lane = await findLane(orm, tenantId, place);
+  const reason = toEndReasonCode("CANCELLED_BY_REQUEST");
+  const [row] = await orm.execute<{ outcome: "ended" | "under_way" | "not_pending"; has_promoted: boolean }>(sql`
+    SELECT c.outcome, cardinality(c.promoted) > 0 AS has_promoted
+    FROM nuncio.cancel_delivery(${lane}::integer, ${place.eventKey}::uuid, ${reason}::smallint) AS c`);
+  if (row?.outcome === "under_way") throw underWay();
+  const { delivery } = await getDelivery(orm, tenantId, place);
+  if (row?.outcome === "not_pending" && delivery.state !== "CANCELLED") {
+    throw new FailedPreconditionError("DELIVERY_ENDED", `the delivery has ended already: ${delivery.state}`);
+  }
+  return { delivery, lanes: row?.has_promoted ? [lane] : [] };
+}
+
+/** The lane of a delivery that the tenant has; throws NOT_FOUND otherwise. */
+async function findLane(orm: PostgresJsDatabase, tenantId: string, place: DeliveryPlace): Promise<number> {
+  await getDelivery(orm, tenantId, place);
+  const [row] = await orm.execute<{ lane: number }>(sql`
+    SELECT s.subscription_key AS lane FROM nuncio.webhook_subscriptions s
+    WHERE s.subscription_uuid = ${place.subscription}::uuid`);
+  return row?.lane ?? 0;
+}
+
+function underWay(): FailedPreconditionError {
+  return new FailedPreconditionError("DELIVERY_UNDER_WAY", "a worker is sending the delivery right now");
+}
