@@ -30,6 +30,7 @@ export const AUTHORIZATION: {
     publish: ["publisher"],
     batchPublish: ["publisher"],
     getEvent: ["publisher", "tenant_admin"],
+    listEvents: ["publisher", "tenant_admin"],
   },
   "nuncio.v1.WebhookSubscriptionService": {
     createWebhookSubscription: ["tenant_admin"],

@@ -38,6 +38,7 @@ import { logCalls } from "./interceptors/log-calls.ts";
 import { translateErrors } from "./interceptors/translate-errors.ts";
 import type { Judges } from "./judges.ts";
 import { listDeliveries } from "./list-deliveries.ts";
+import { listEvents } from "./list-events.ts";
 import { listOperationalEvents } from "./list-operational-events.ts";
 import { listWebhookSubscriptions } from "./list-webhook-subscriptions.ts";
 import { pauseWebhookSubscription } from "./pause-webhook-subscription.ts";
@@ -60,6 +61,7 @@ export function registerRoutes(
       publish: publish(deps),
       batchPublish: batchPublish(deps),
       getEvent: getEvent(deps),
+      listEvents: listEvents(deps),
     });
     router.service(WebhookSubscriptionService, {
       createWebhookSubscription: createWebhookSubscription(deps),

@@ -55,7 +55,8 @@ export type DeliveryAttempt = {
   readonly stale: boolean;
 };
 
-const NO_FILTER: DeliveryFilter = {
+/** Everything that the tenant has. */
+export const NO_FILTER: DeliveryFilter = {
   subscription: undefined,
   states: [],
   eventTypes: [],
@@ -215,7 +216,13 @@ function inFilter(source: SQL, filter: DeliveryFilter, after: DeliveryPlace | un
     conditions.push(sql`${source}.event_key = (
       SELECT i.event_key FROM nuncio.event_ids i WHERE i.tenant_key = l.tenant_key AND i.event_id = ${filter.eventId})`);
   }
-  if (filter.userId !== undefined) conditions.push(sql`e.user_id = ${filter.userId}`);
+  if (filter.userId !== undefined) {
+    // By the user's events, and not by walking through everybody's deliveries for those of one.
+    const bound = after ? sql`AND u.event_key <= ${after.eventKey}::uuid` : sql``;
+    conditions.push(sql`${source}.event_key = ANY (ARRAY(
+      SELECT u.event_key FROM nuncio.events u
+      WHERE u.tenant_key = l.tenant_key AND u.user_id = ${filter.userId} ${bound}))`);
+  }
   if (filter.eventTypes.length > 0) {
     const codes = filter.eventTypes.map((type) => sql`${toEventTypeCode(type)}::smallint`);
     conditions.push(sql`e.event_type IN (${sql.join(codes, sql`, `)})`);

@@ -1,7 +1,8 @@
-import { and, eq } from "drizzle-orm";
+import { and, eq, sql } from "drizzle-orm";
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import { NotFoundError } from "../core/errors.ts";
-import { type Uuid, uuidV7EpochMs } from "../core/ids.ts";
+import { type EventType, toEventTypeCode } from "../core/event.ts";
+import { leastUuidAt, type Uuid, uuidV7EpochMs } from "../core/ids.ts";
 import { eventIds, events, tenants } from "./schema.ts";
 
 export type StoredEvent = { readonly body: string; readonly userSequence: bigint; readonly createdAtMs: number };
@@ -16,4 +17,59 @@ export async function getEvent(orm: PostgresJsDatabase, tenantId: string, eventI
     .where(eq(tenants.tenantId, tenantId));
   if (!row) throw new NotFoundError("EVENT_NOT_FOUND", "there is no such event in this tenant");
   return { body: row.body, userSequence: row.userSequence, createdAtMs: uuidV7EpochMs(row.eventKey as Uuid) };
+}
+
+export type EventFilter = {
+  /** Empty: all. */
+  readonly eventTypes: readonly EventType[];
+  readonly userId: string | undefined;
+  readonly createdFromMs: number | undefined;
+  readonly createdBeforeMs: number | undefined;
+};
+
+export type ListedEvent = StoredEvent & { readonly eventKey: Uuid };
+
+/** A page holds no more than this of bodies, but one event at least. */
+const MAX_PAGE_BYTES = 4 * 1024 * 1024;
+
+/**
+ * Up to `limit` events of the tenant before `after`, newest first, and fewer where their bodies are large; `hasMore` tells
+ * whether others follow. Served by the primary key, or where a user is given by `events_user`: a page costs a page.
+ */
+export async function listEvents(
+  orm: PostgresJsDatabase,
+  tenantId: string,
+  filter: EventFilter,
+  { after, limit }: { after: Uuid | undefined; limit: number },
+): Promise<{ events: ListedEvent[]; hasMore: boolean }> {
+  const conditions = [sql`e.tenant_key = t.tenant_key`];
+  if (after !== undefined) conditions.push(sql`e.event_key < ${after}::uuid`);
+  const { createdFromMs, createdBeforeMs, userId, eventTypes } = filter;
+  if (createdFromMs !== undefined) conditions.push(sql`e.event_key >= ${leastUuidAt(createdFromMs)}::uuid`);
+  if (createdBeforeMs !== undefined) conditions.push(sql`e.event_key < ${leastUuidAt(createdBeforeMs)}::uuid`);
+  if (userId !== undefined) conditions.push(sql`e.user_id = ${userId}`);
+  if (eventTypes.length > 0) {
+    const codes = eventTypes.map((type) => sql`${toEventTypeCode(type)}::smallint`);
+    conditions.push(sql`e.event_type IN (${sql.join(codes, sql`, `)})`);
+  }
+  // One more than asked for tells whether there is another page.
+  const rows = await orm.execute<{ event_key: Uuid; body: string | null; user_sequence: string }>(sql`
+    SELECT p.event_key::text AS event_key, p.user_sequence::text AS user_sequence,
+      CASE WHEN p.place <= ${limit}::integer AND (p.bytes <= ${MAX_PAGE_BYTES}::bigint OR p.place = 1) THEN p.body END AS body
+    FROM (
+      SELECT f.*, row_number() OVER newest AS place, sum(octet_length(f.body)) OVER newest AS bytes
+      FROM (
+        SELECT e.event_key, e.body, e.user_sequence FROM nuncio.tenants t CROSS JOIN LATERAL (
+          SELECT * FROM nuncio.events e WHERE ${sql.join(conditions, sql` AND `)}
+          ORDER BY e.event_key DESC LIMIT ${limit + 1}::integer
+        ) AS e
+        WHERE t.tenant_id = ${tenantId}
+      ) AS f
+      WINDOW newest AS (ORDER BY f.event_key DESC)
+    ) AS p
+    ORDER BY p.place`);
+  const events = rows.flatMap(({ event_key: eventKey, body, user_sequence: userSequence }) =>
+    body === null ? [] : [{ eventKey, body, userSequence: BigInt(userSequence), createdAtMs: uuidV7EpochMs(eventKey) }],
+  );
+  return { events, hasMore: events.length < rows.length };
 }

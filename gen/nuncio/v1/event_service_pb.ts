@@ -4,9 +4,13 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Status } from "../../google/rpc/status_pb.ts";
 import { file_google_rpc_status } from "../../google/rpc/status_pb.ts";
-import type { Event } from "./event_pb.ts";
+import type { Delivery } from "./delivery_pb.ts";
+import { file_nuncio_v1_delivery } from "./delivery_pb.ts";
+import type { Event, EventType } from "./event_pb.ts";
 import { file_nuncio_v1_event } from "./event_pb.ts";
 import type { Message } from "@bufbuild/protobuf";
 
@@ -14,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file nuncio/v1/event_service.proto.
  */
 export const file_nuncio_v1_event_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch1udW5jaW8vdjEvZXZlbnRfc2VydmljZS5wcm90bxIJbnVuY2lvLnYxIjEKDlB1Ymxpc2hSZXF1ZXN0Eh8KBWV2ZW50GAEgASgLMhAubnVuY2lvLnYxLkV2ZW50IkoKD1B1Ymxpc2hSZXNwb25zZRIQCghldmVudF9pZBgBIAEoCRIRCglkdXBsaWNhdGUYAiABKAgSEgoKZGVsaXZlcmllcxgDIAEoBSI3ChNCYXRjaFB1Ymxpc2hSZXF1ZXN0EiAKBmV2ZW50cxgBIAMoCzIQLm51bmNpby52MS5FdmVudCJBChRCYXRjaFB1Ymxpc2hSZXNwb25zZRIpCgdyZXN1bHRzGAEgAygLMhgubnVuY2lvLnYxLlB1Ymxpc2hSZXN1bHQibwoNUHVibGlzaFJlc3VsdBItCgdzdWNjZXNzGAEgASgLMhoubnVuY2lvLnYxLlB1Ymxpc2hSZXNwb25zZUgAEiUKB2ZhaWx1cmUYAiABKAsyEi5nb29nbGUucnBjLlN0YXR1c0gAQggKBnJlc3VsdCIwCg9HZXRFdmVudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJIjMKEEdldEV2ZW50UmVzcG9uc2USHwoFZXZlbnQYASABKAsyEC5udW5jaW8udjEuRXZlbnQy5gEKDEV2ZW50U2VydmljZRJACgdQdWJsaXNoEhkubnVuY2lvLnYxLlB1Ymxpc2hSZXF1ZXN0GhoubnVuY2lvLnYxLlB1Ymxpc2hSZXNwb25zZRJPCgxCYXRjaFB1Ymxpc2gSHi5udW5jaW8udjEuQmF0Y2hQdWJsaXNoUmVxdWVzdBofLm51bmNpby52MS5CYXRjaFB1Ymxpc2hSZXNwb25zZRJDCghHZXRFdmVudBIaLm51bmNpby52MS5HZXRFdmVudFJlcXVlc3QaGy5udW5jaW8udjEuR2V0RXZlbnRSZXNwb25zZUIuWixudW5jaW8uZGV2L2NsaWVudHMvZ28vZ2VuL251bmNpby92MTtudW5jaW92MWIGcHJvdG8z", [file_google_rpc_status, file_nuncio_v1_event]);
+  fileDesc("Ch1udW5jaW8vdjEvZXZlbnRfc2VydmljZS5wcm90bxIJbnVuY2lvLnYxIjEKDlB1Ymxpc2hSZXF1ZXN0Eh8KBWV2ZW50GAEgASgLMhAubnVuY2lvLnYxLkV2ZW50IkoKD1B1Ymxpc2hSZXNwb25zZRIQCghldmVudF9pZBgBIAEoCRIRCglkdXBsaWNhdGUYAiABKAgSEgoKZGVsaXZlcmllcxgDIAEoBSI3ChNCYXRjaFB1Ymxpc2hSZXF1ZXN0EiAKBmV2ZW50cxgBIAMoCzIQLm51bmNpby52MS5FdmVudCJBChRCYXRjaFB1Ymxpc2hSZXNwb25zZRIpCgdyZXN1bHRzGAEgAygLMhgubnVuY2lvLnYxLlB1Ymxpc2hSZXN1bHQibwoNUHVibGlzaFJlc3VsdBItCgdzdWNjZXNzGAEgASgLMhoubnVuY2lvLnYxLlB1Ymxpc2hSZXNwb25zZUgAEiUKB2ZhaWx1cmUYAiABKAsyEi5nb29nbGUucnBjLlN0YXR1c0gAQggKBnJlc3VsdCIwCg9HZXRFdmVudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJIlwKEEdldEV2ZW50UmVzcG9uc2USHwoFZXZlbnQYASABKAsyEC5udW5jaW8udjEuRXZlbnQSJwoKZGVsaXZlcmllcxgCIAMoCzITLm51bmNpby52MS5EZWxpdmVyeSL4AQoRTGlzdEV2ZW50c1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEikKC2V2ZW50X3R5cGVzGAQgAygOMhQubnVuY2lvLnYxLkV2ZW50VHlwZRIPCgd1c2VyX2lkGAUgASgJEjUKEWNyZWF0ZV90aW1lX2FmdGVyGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJjcmVhdGVfdGltZV9iZWZvcmUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIk8KEkxpc3RFdmVudHNSZXNwb25zZRIgCgZldmVudHMYASADKAsyEC5udW5jaW8udjEuRXZlbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJMrECCgxFdmVudFNlcnZpY2USQAoHUHVibGlzaBIZLm51bmNpby52MS5QdWJsaXNoUmVxdWVzdBoaLm51bmNpby52MS5QdWJsaXNoUmVzcG9uc2USTwoMQmF0Y2hQdWJsaXNoEh4ubnVuY2lvLnYxLkJhdGNoUHVibGlzaFJlcXVlc3QaHy5udW5jaW8udjEuQmF0Y2hQdWJsaXNoUmVzcG9uc2USQwoIR2V0RXZlbnQSGi5udW5jaW8udjEuR2V0RXZlbnRSZXF1ZXN0GhsubnVuY2lvLnYxLkdldEV2ZW50UmVzcG9uc2USSQoKTGlzdEV2ZW50cxIcLm51bmNpby52MS5MaXN0RXZlbnRzUmVxdWVzdBodLm51bmNpby52MS5MaXN0RXZlbnRzUmVzcG9uc2VCLlosbnVuY2lvLmRldi9jbGllbnRzL2dvL2dlbi9udW5jaW8vdjE7bnVuY2lvdjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_google_rpc_status, file_nuncio_v1_delivery, file_nuncio_v1_event]);
 
 /**
  * @generated from message nuncio.v1.PublishRequest
@@ -175,6 +179,13 @@ export type GetEventResponse = Message<"nuncio.v1.GetEventResponse"> & {
    * @generated from field: nuncio.v1.Event event = 1;
    */
   event?: Event | undefined;
+
+  /**
+   * One per subscription that it was fanned out to, newest subscription first; at most 1,000. Without their attempts.
+   *
+   * @generated from field: repeated nuncio.v1.Delivery deliveries = 2;
+   */
+  deliveries: Delivery[];
 };
 
 /**
@@ -183,6 +194,92 @@ export type GetEventResponse = Message<"nuncio.v1.GetEventResponse"> & {
  */
 export const GetEventResponseSchema: GenMessage<GetEventResponse> = /*@__PURE__*/
   messageDesc(file_nuncio_v1_event_service, 6);
+
+/**
+ * @generated from message nuncio.v1.ListEventsRequest
+ */
+export type ListEventsRequest = Message<"nuncio.v1.ListEventsRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused. A page of large events ends
+   * sooner, at 4 MiB of bodies.
+   *
+   * @generated from field: int32 page_size = 2;
+   */
+  pageSize: number;
+
+  /**
+   * `next_page_token` of the page before, with the same tenant and filters. Empty: the first page.
+   *
+   * @generated from field: string page_token = 3;
+   */
+  pageToken: string;
+
+  /**
+   * Only those of one of these types. Empty: all.
+   *
+   * @generated from field: repeated nuncio.v1.EventType event_types = 4;
+   */
+  eventTypes: EventType[];
+
+  /**
+   * Only those of this user. Empty: all.
+   *
+   * @generated from field: string user_id = 5;
+   */
+  userId: string;
+
+  /**
+   * Only those accepted at or after this time.
+   *
+   * @generated from field: google.protobuf.Timestamp create_time_after = 6;
+   */
+  createTimeAfter?: Timestamp | undefined;
+
+  /**
+   * Only those accepted before this time.
+   *
+   * @generated from field: google.protobuf.Timestamp create_time_before = 7;
+   */
+  createTimeBefore?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.ListEventsRequest.
+ * Use `create(ListEventsRequestSchema)` to create a new message.
+ */
+export const ListEventsRequestSchema: GenMessage<ListEventsRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_event_service, 7);
+
+/**
+ * @generated from message nuncio.v1.ListEventsResponse
+ */
+export type ListEventsResponse = Message<"nuncio.v1.ListEventsResponse"> & {
+  /**
+   * @generated from field: repeated nuncio.v1.Event events = 1;
+   */
+  events: Event[];
+
+  /**
+   * Empty means that there are no more.
+   *
+   * @generated from field: string next_page_token = 2;
+   */
+  nextPageToken: string;
+};
+
+/**
+ * Describes the message nuncio.v1.ListEventsResponse.
+ * Use `create(ListEventsResponseSchema)` to create a new message.
+ */
+export const ListEventsResponseSchema: GenMessage<ListEventsResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_event_service, 8);
 
 /**
  * Accepts events and shows what was accepted.
@@ -226,7 +323,7 @@ export const EventService: GenService<{
     output: typeof BatchPublishResponseSchema;
   },
   /**
-   * Returns one event as it was accepted, defaults included.
+   * Returns one event as it was accepted, defaults included, with its deliveries.
    *
    * Errors: NOT_FOUND (`EVENT_NOT_FOUND`), also when the event belongs to another tenant or its payload has expired.
    *
@@ -236,6 +333,18 @@ export const EventService: GenService<{
     methodKind: "unary";
     input: typeof GetEventRequestSchema;
     output: typeof GetEventResponseSchema;
+  },
+  /**
+   * Lists a tenant's events, newest first. An event that exists during the whole walk appears once.
+   *
+   * Errors: INVALID_ARGUMENT (`INVALID_PAGE_TOKEN`, `INVALID_REQUEST`).
+   *
+   * @generated from rpc nuncio.v1.EventService.ListEvents
+   */
+  listEvents: {
+    methodKind: "unary";
+    input: typeof ListEventsRequestSchema;
+    output: typeof ListEventsResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_nuncio_v1_event_service, 0);

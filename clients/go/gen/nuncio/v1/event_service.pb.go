@@ -10,6 +10,7 @@ import (
 	status "google.golang.org/genproto/googleapis/rpc/status"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -360,8 +361,10 @@ func (x *GetEventRequest) GetId() string {
 }
 
 type GetEventResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Event         *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Event *Event                 `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// One per subscription that it was fanned out to, newest subscription first; at most 1,000. Without their attempts.
+	Deliveries    []*Delivery `protobuf:"bytes,2,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -403,11 +406,171 @@ func (x *GetEventResponse) GetEvent() *Event {
 	return nil
 }
 
+func (x *GetEventResponse) GetDeliveries() []*Delivery {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+type ListEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused. A page of large events ends
+	// sooner, at 4 MiB of bodies.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// `next_page_token` of the page before, with the same tenant and filters. Empty: the first page.
+	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only those of one of these types. Empty: all.
+	EventTypes []EventType `protobuf:"varint,4,rep,packed,name=event_types,json=eventTypes,proto3,enum=nuncio.v1.EventType" json:"event_types,omitempty"`
+	// Only those of this user. Empty: all.
+	UserId string `protobuf:"bytes,5,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	// Only those accepted at or after this time.
+	CreateTimeAfter *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time_after,json=createTimeAfter,proto3" json:"create_time_after,omitempty"`
+	// Only those accepted before this time.
+	CreateTimeBefore *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time_before,json=createTimeBefore,proto3" json:"create_time_before,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ListEventsRequest) Reset() {
+	*x = ListEventsRequest{}
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsRequest) ProtoMessage() {}
+
+func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEventsRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListEventsRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetEventTypes() []EventType {
+	if x != nil {
+		return x.EventTypes
+	}
+	return nil
+}
+
+func (x *ListEventsRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *ListEventsRequest) GetCreateTimeAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTimeAfter
+	}
+	return nil
+}
+
+func (x *ListEventsRequest) GetCreateTimeBefore() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTimeBefore
+	}
+	return nil
+}
+
+type ListEventsResponse struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Events []*Event               `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Empty means that there are no more.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEventsResponse) Reset() {
+	*x = ListEventsResponse{}
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEventsResponse) ProtoMessage() {}
+
+func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEventsResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ListEventsResponse) GetEvents() []*Event {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 var File_nuncio_v1_event_service_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_event_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1dnuncio/v1/event_service.proto\x12\tnuncio.v1\x1a\x17google/rpc/status.proto\x1a\x15nuncio/v1/event.proto\"8\n" +
+	"\x1dnuncio/v1/event_service.proto\x12\tnuncio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x18nuncio/v1/delivery.proto\x1a\x15nuncio/v1/event.proto\"8\n" +
 	"\x0ePublishRequest\x12&\n" +
 	"\x05event\x18\x01 \x01(\v2\x10.nuncio.v1.EventR\x05event\"j\n" +
 	"\x0fPublishResponse\x12\x19\n" +
@@ -426,13 +589,31 @@ const file_nuncio_v1_event_service_proto_rawDesc = "" +
 	"\x06result\">\n" +
 	"\x0fGetEventRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
-	"\x02id\x18\x02 \x01(\tR\x02id\":\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"o\n" +
 	"\x10GetEventResponse\x12&\n" +
-	"\x05event\x18\x01 \x01(\v2\x10.nuncio.v1.EventR\x05event2\xe6\x01\n" +
+	"\x05event\x18\x01 \x01(\v2\x10.nuncio.v1.EventR\x05event\x123\n" +
+	"\n" +
+	"deliveries\x18\x02 \x03(\v2\x13.nuncio.v1.DeliveryR\n" +
+	"deliveries\"\xce\x02\n" +
+	"\x11ListEventsRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x1b\n" +
+	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\x125\n" +
+	"\vevent_types\x18\x04 \x03(\x0e2\x14.nuncio.v1.EventTypeR\n" +
+	"eventTypes\x12\x17\n" +
+	"\auser_id\x18\x05 \x01(\tR\x06userId\x12F\n" +
+	"\x11create_time_after\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x0fcreateTimeAfter\x12H\n" +
+	"\x12create_time_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x10createTimeBefore\"f\n" +
+	"\x12ListEventsResponse\x12(\n" +
+	"\x06events\x18\x01 \x03(\v2\x10.nuncio.v1.EventR\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xb1\x02\n" +
 	"\fEventService\x12@\n" +
 	"\aPublish\x12\x19.nuncio.v1.PublishRequest\x1a\x1a.nuncio.v1.PublishResponse\x12O\n" +
 	"\fBatchPublish\x12\x1e.nuncio.v1.BatchPublishRequest\x1a\x1f.nuncio.v1.BatchPublishResponse\x12C\n" +
-	"\bGetEvent\x12\x1a.nuncio.v1.GetEventRequest\x1a\x1b.nuncio.v1.GetEventResponseB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
+	"\bGetEvent\x12\x1a.nuncio.v1.GetEventRequest\x1a\x1b.nuncio.v1.GetEventResponse\x12I\n" +
+	"\n" +
+	"ListEvents\x12\x1c.nuncio.v1.ListEventsRequest\x1a\x1d.nuncio.v1.ListEventsResponseB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
 
 var (
 	file_nuncio_v1_event_service_proto_rawDescOnce sync.Once
@@ -446,36 +627,48 @@ func file_nuncio_v1_event_service_proto_rawDescGZIP() []byte {
 	return file_nuncio_v1_event_service_proto_rawDescData
 }
 
-var file_nuncio_v1_event_service_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_nuncio_v1_event_service_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_nuncio_v1_event_service_proto_goTypes = []any{
-	(*PublishRequest)(nil),       // 0: nuncio.v1.PublishRequest
-	(*PublishResponse)(nil),      // 1: nuncio.v1.PublishResponse
-	(*BatchPublishRequest)(nil),  // 2: nuncio.v1.BatchPublishRequest
-	(*BatchPublishResponse)(nil), // 3: nuncio.v1.BatchPublishResponse
-	(*PublishResult)(nil),        // 4: nuncio.v1.PublishResult
-	(*GetEventRequest)(nil),      // 5: nuncio.v1.GetEventRequest
-	(*GetEventResponse)(nil),     // 6: nuncio.v1.GetEventResponse
-	(*Event)(nil),                // 7: nuncio.v1.Event
-	(*status.Status)(nil),        // 8: google.rpc.Status
+	(*PublishRequest)(nil),        // 0: nuncio.v1.PublishRequest
+	(*PublishResponse)(nil),       // 1: nuncio.v1.PublishResponse
+	(*BatchPublishRequest)(nil),   // 2: nuncio.v1.BatchPublishRequest
+	(*BatchPublishResponse)(nil),  // 3: nuncio.v1.BatchPublishResponse
+	(*PublishResult)(nil),         // 4: nuncio.v1.PublishResult
+	(*GetEventRequest)(nil),       // 5: nuncio.v1.GetEventRequest
+	(*GetEventResponse)(nil),      // 6: nuncio.v1.GetEventResponse
+	(*ListEventsRequest)(nil),     // 7: nuncio.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 8: nuncio.v1.ListEventsResponse
+	(*Event)(nil),                 // 9: nuncio.v1.Event
+	(*status.Status)(nil),         // 10: google.rpc.Status
+	(*Delivery)(nil),              // 11: nuncio.v1.Delivery
+	(EventType)(0),                // 12: nuncio.v1.EventType
+	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
 }
 var file_nuncio_v1_event_service_proto_depIdxs = []int32{
-	7, // 0: nuncio.v1.PublishRequest.event:type_name -> nuncio.v1.Event
-	7, // 1: nuncio.v1.BatchPublishRequest.events:type_name -> nuncio.v1.Event
-	4, // 2: nuncio.v1.BatchPublishResponse.results:type_name -> nuncio.v1.PublishResult
-	1, // 3: nuncio.v1.PublishResult.success:type_name -> nuncio.v1.PublishResponse
-	8, // 4: nuncio.v1.PublishResult.failure:type_name -> google.rpc.Status
-	7, // 5: nuncio.v1.GetEventResponse.event:type_name -> nuncio.v1.Event
-	0, // 6: nuncio.v1.EventService.Publish:input_type -> nuncio.v1.PublishRequest
-	2, // 7: nuncio.v1.EventService.BatchPublish:input_type -> nuncio.v1.BatchPublishRequest
-	5, // 8: nuncio.v1.EventService.GetEvent:input_type -> nuncio.v1.GetEventRequest
-	1, // 9: nuncio.v1.EventService.Publish:output_type -> nuncio.v1.PublishResponse
-	3, // 10: nuncio.v1.EventService.BatchPublish:output_type -> nuncio.v1.BatchPublishResponse
-	6, // 11: nuncio.v1.EventService.GetEvent:output_type -> nuncio.v1.GetEventResponse
-	9, // [9:12] is the sub-list for method output_type
-	6, // [6:9] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	9,  // 0: nuncio.v1.PublishRequest.event:type_name -> nuncio.v1.Event
+	9,  // 1: nuncio.v1.BatchPublishRequest.events:type_name -> nuncio.v1.Event
+	4,  // 2: nuncio.v1.BatchPublishResponse.results:type_name -> nuncio.v1.PublishResult
+	1,  // 3: nuncio.v1.PublishResult.success:type_name -> nuncio.v1.PublishResponse
+	10, // 4: nuncio.v1.PublishResult.failure:type_name -> google.rpc.Status
+	9,  // 5: nuncio.v1.GetEventResponse.event:type_name -> nuncio.v1.Event
+	11, // 6: nuncio.v1.GetEventResponse.deliveries:type_name -> nuncio.v1.Delivery
+	12, // 7: nuncio.v1.ListEventsRequest.event_types:type_name -> nuncio.v1.EventType
+	13, // 8: nuncio.v1.ListEventsRequest.create_time_after:type_name -> google.protobuf.Timestamp
+	13, // 9: nuncio.v1.ListEventsRequest.create_time_before:type_name -> google.protobuf.Timestamp
+	9,  // 10: nuncio.v1.ListEventsResponse.events:type_name -> nuncio.v1.Event
+	0,  // 11: nuncio.v1.EventService.Publish:input_type -> nuncio.v1.PublishRequest
+	2,  // 12: nuncio.v1.EventService.BatchPublish:input_type -> nuncio.v1.BatchPublishRequest
+	5,  // 13: nuncio.v1.EventService.GetEvent:input_type -> nuncio.v1.GetEventRequest
+	7,  // 14: nuncio.v1.EventService.ListEvents:input_type -> nuncio.v1.ListEventsRequest
+	1,  // 15: nuncio.v1.EventService.Publish:output_type -> nuncio.v1.PublishResponse
+	3,  // 16: nuncio.v1.EventService.BatchPublish:output_type -> nuncio.v1.BatchPublishResponse
+	6,  // 17: nuncio.v1.EventService.GetEvent:output_type -> nuncio.v1.GetEventResponse
+	8,  // 18: nuncio.v1.EventService.ListEvents:output_type -> nuncio.v1.ListEventsResponse
+	15, // [15:19] is the sub-list for method output_type
+	11, // [11:15] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_nuncio_v1_event_service_proto_init() }
@@ -483,6 +676,7 @@ func file_nuncio_v1_event_service_proto_init() {
 	if File_nuncio_v1_event_service_proto != nil {
 		return
 	}
+	file_nuncio_v1_delivery_proto_init()
 	file_nuncio_v1_event_proto_init()
 	file_nuncio_v1_event_service_proto_msgTypes[4].OneofWrappers = []any{
 		(*PublishResult_Success)(nil),
@@ -494,7 +688,7 @@ func file_nuncio_v1_event_service_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nuncio_v1_event_service_proto_rawDesc), len(file_nuncio_v1_event_service_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,6 +40,8 @@ const (
 	EventServiceBatchPublishProcedure = "/nuncio.v1.EventService/BatchPublish"
 	// EventServiceGetEventProcedure is the fully-qualified name of the EventService's GetEvent RPC.
 	EventServiceGetEventProcedure = "/nuncio.v1.EventService/GetEvent"
+	// EventServiceListEventsProcedure is the fully-qualified name of the EventService's ListEvents RPC.
+	EventServiceListEventsProcedure = "/nuncio.v1.EventService/ListEvents"
 )
 
 // EventServiceClient is a client for the nuncio.v1.EventService service.
@@ -63,10 +65,14 @@ type EventServiceClient interface {
 	// when the number of events is wrong or something outside the events is, and RESOURCE_EXHAUSTED
 	// (`REQUEST_TOO_LARGE`).
 	BatchPublish(context.Context, *v1.BatchPublishRequest) (*v1.BatchPublishResponse, error)
-	// Returns one event as it was accepted, defaults included.
+	// Returns one event as it was accepted, defaults included, with its deliveries.
 	//
 	// Errors: NOT_FOUND (`EVENT_NOT_FOUND`), also when the event belongs to another tenant or its payload has expired.
 	GetEvent(context.Context, *v1.GetEventRequest) (*v1.GetEventResponse, error)
+	// Lists a tenant's events, newest first. An event that exists during the whole walk appears once.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_PAGE_TOKEN`, `INVALID_REQUEST`).
+	ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error)
 }
 
 // NewEventServiceClient constructs a client for the nuncio.v1.EventService service. By default, it
@@ -98,6 +104,12 @@ func NewEventServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(eventServiceMethods.ByName("GetEvent")),
 			connect.WithClientOptions(opts...),
 		),
+		listEvents: connect.NewClient[v1.ListEventsRequest, v1.ListEventsResponse](
+			httpClient,
+			baseURL+EventServiceListEventsProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("ListEvents")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -106,6 +118,7 @@ type eventServiceClient struct {
 	publish      *connect.Client[v1.PublishRequest, v1.PublishResponse]
 	batchPublish *connect.Client[v1.BatchPublishRequest, v1.BatchPublishResponse]
 	getEvent     *connect.Client[v1.GetEventRequest, v1.GetEventResponse]
+	listEvents   *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
 }
 
 // Publish calls nuncio.v1.EventService.Publish.
@@ -135,6 +148,15 @@ func (c *eventServiceClient) GetEvent(ctx context.Context, req *v1.GetEventReque
 	return nil, err
 }
 
+// ListEvents calls nuncio.v1.EventService.ListEvents.
+func (c *eventServiceClient) ListEvents(ctx context.Context, req *v1.ListEventsRequest) (*v1.ListEventsResponse, error) {
+	response, err := c.listEvents.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // EventServiceHandler is an implementation of the nuncio.v1.EventService service.
 type EventServiceHandler interface {
 	// Stores one event together with one pending delivery for each matching subscription.
@@ -156,10 +178,14 @@ type EventServiceHandler interface {
 	// when the number of events is wrong or something outside the events is, and RESOURCE_EXHAUSTED
 	// (`REQUEST_TOO_LARGE`).
 	BatchPublish(context.Context, *v1.BatchPublishRequest) (*v1.BatchPublishResponse, error)
-	// Returns one event as it was accepted, defaults included.
+	// Returns one event as it was accepted, defaults included, with its deliveries.
 	//
 	// Errors: NOT_FOUND (`EVENT_NOT_FOUND`), also when the event belongs to another tenant or its payload has expired.
 	GetEvent(context.Context, *v1.GetEventRequest) (*v1.GetEventResponse, error)
+	// Lists a tenant's events, newest first. An event that exists during the whole walk appears once.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_PAGE_TOKEN`, `INVALID_REQUEST`).
+	ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error)
 }
 
 // NewEventServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -187,6 +213,12 @@ func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(eventServiceMethods.ByName("GetEvent")),
 		connect.WithHandlerOptions(opts...),
 	)
+	eventServiceListEventsHandler := connect.NewUnaryHandlerSimple(
+		EventServiceListEventsProcedure,
+		svc.ListEvents,
+		connect.WithSchema(eventServiceMethods.ByName("ListEvents")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/nuncio.v1.EventService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case EventServicePublishProcedure:
@@ -195,6 +227,8 @@ func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOpti
 			eventServiceBatchPublishHandler.ServeHTTP(w, r)
 		case EventServiceGetEventProcedure:
 			eventServiceGetEventHandler.ServeHTTP(w, r)
+		case EventServiceListEventsProcedure:
+			eventServiceListEventsHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -214,4 +248,8 @@ func (UnimplementedEventServiceHandler) BatchPublish(context.Context, *v1.BatchP
 
 func (UnimplementedEventServiceHandler) GetEvent(context.Context, *v1.GetEventRequest) (*v1.GetEventResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.EventService.GetEvent is not implemented"))
+}
+
+func (UnimplementedEventServiceHandler) ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.EventService.ListEvents is not implemented"))
 }
