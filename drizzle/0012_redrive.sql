@@ -20,6 +20,7 @@ CREATE TABLE "nuncio"."redrives" (
 	"ended_at" timestamp with time zone
 );
 --> statement-breakpoint
+ALTER TABLE "nuncio"."events" ADD COLUMN "erased" boolean DEFAULT false NOT NULL;--> statement-breakpoint
 ALTER TABLE "nuncio"."outbox" ADD COLUMN "redrive" boolean DEFAULT false NOT NULL;--> statement-breakpoint
 CREATE UNIQUE INDEX "redrives_request" ON "nuncio"."redrives" USING btree ("tenant_key","request_id");--> statement-breakpoint
 CREATE UNIQUE INDEX "redrives_running" ON "nuncio"."redrives" USING btree ("subscription_key") WHERE "state" = 1;--> statement-breakpoint
@@ -143,7 +144,7 @@ BEGIN
     -- One probe per row: a plain join may hash every partition of events.
     JOIN LATERAL (
       SELECT FROM nuncio.events e
-      WHERE e.tenant_key = s.tenant_key AND e.event_key = k.event_key AND e.body <> '' LIMIT 1
+      WHERE e.tenant_key = s.tenant_key AND e.event_key = k.event_key AND NOT e.erased LIMIT 1
     ) AS e ON true
     LEFT JOIN nuncio.dead_letters d ON d.subscription_key = s.subscription_key AND d.event_key = k.event_key
     LEFT JOIN LATERAL (

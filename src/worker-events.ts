@@ -1,3 +1,4 @@
+import type { EraserEvent } from "./delivery/eraser.ts";
 import type { LoopEvent } from "./delivery/loop.ts";
 import type { RedriverEvent } from "./delivery/redriver.ts";
 import type { TesterEvent } from "./delivery/tester.ts";
@@ -5,7 +6,7 @@ import type { VacuumEvent } from "./delivery/vacuumer.ts";
 import type { Logger } from "./logger.ts";
 import type { WorkerMetrics } from "./operations/metrics.ts";
 
-export type WorkerEvent = LoopEvent | RedriverEvent | TesterEvent | VacuumEvent;
+export type WorkerEvent = EraserEvent | LoopEvent | RedriverEvent | TesterEvent | VacuumEvent;
 
 /** Counts what happens in a worker. */
 export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
@@ -42,6 +43,7 @@ export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
       metrics.redriven.inc(event.count);
       break;
     case "redrive_ended":
+    case "erasure_ended":
       break;
     case "vacuumed":
       metrics.vacuums.inc();
@@ -100,6 +102,9 @@ export function logEvent(logger: Logger, event: WorkerEvent): void {
       logger.info({ count: event.count }, "worker.membership");
       break;
     case "redriven":
+      break;
+    case "erasure_ended":
+      logger.info({ erasure: event.erasure }, "erasure.ended");
       break;
     case "redrive_ended":
       logger.info({ redrive: event.redrive, subscriptionKey: event.lane }, "redrive.ended");

@@ -6,6 +6,7 @@ import { createAnswerJudge } from "./core/address-policy.ts";
 import { openSecretBox } from "./core/encryption.ts";
 import type { Uuid } from "./core/ids.ts";
 import { keepConnections } from "./delivery/connections.ts";
+import { keepErasing } from "./delivery/eraser.ts";
 import { listenForDue } from "./delivery/listen.ts";
 import { startDeliveryLoop } from "./delivery/loop.ts";
 import { keepRedriving } from "./delivery/redriver.ts";
@@ -87,6 +88,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     const tester = startTester({ ...sending, box });
     const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));
     const { maxPendingMs } = config;
+    void keepErasing({ ...sending, onDue: (lanes) => wakeUp.announce(lanes) }, stopping.signal);
     void keepRedriving({ ...sending, maxPendingMs, onDue: (lane) => wakeUp.announce([lane]) }, stopping.signal);
     const running = loop;
     const listener = listenForDue({

@@ -30,7 +30,8 @@ export type Reason =
   | "DELIVERY_NOT_REDRIVABLE"
   | "DELIVERY_ENDED"
   | "REDRIVE_UNDER_WAY"
-  | "REDRIVE_NOT_FOUND";
+  | "REDRIVE_NOT_FOUND"
+  | "ERASURE_NOT_FOUND";
 
 type Details = { cause?: unknown; faults?: readonly Fault[]; retryAfterMs?: number };
 

@@ -77,3 +77,13 @@ function toWirePrevious(previous: User | undefined, changed: readonly string[]):
   }
   return wire;
 }
+
+/**
+ * What is left of a body once its user is erased: ids, type, sequence and times. The members that stay keep their order
+ * and their bytes.
+ */
+export function eraseBody(body: string): string {
+  const { data, ...attributes } = JSON.parse(body) as { data: { user: { id: string; externalId?: string } } };
+  const { id, externalId } = data.user;
+  return JSON.stringify({ ...attributes, data: { user: { id, externalId } } });
+}

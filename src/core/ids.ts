@@ -44,6 +44,17 @@ export function parseRedriveId(text: string): Uuid | undefined {
   return UUID_PATTERN.test(uuid) ? (uuid as Uuid) : undefined;
 }
 
+/** `era_` and a UUIDv7, on the wire. */
+export function formatErasureId(uuid: Uuid): string {
+  return `era_${uuid}`;
+}
+
+/** The UUID inside, or undefined if this is no erasure's id. */
+export function parseErasureId(text: string): Uuid | undefined {
+  const uuid = text.startsWith("era_") ? text.slice(4) : "";
+  return UUID_PATTERN.test(uuid) ? (uuid as Uuid) : undefined;
+}
+
 /**
  * One id per (event, subscription), the same in every process and after a redrive, with nothing stored for it. It holds
  * the subscription's UUID and not its small key, which would tell how many subscriptions there are.

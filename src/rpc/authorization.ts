@@ -31,6 +31,8 @@ export const AUTHORIZATION: {
     batchPublish: ["publisher"],
     getEvent: ["publisher", "tenant_admin"],
     listEvents: ["publisher", "tenant_admin"],
+    eraseUser: ["tenant_admin"],
+    getErasure: ["tenant_admin"],
   },
   "nuncio.v1.WebhookSubscriptionService": {
     createWebhookSubscription: ["tenant_admin"],

@@ -11,6 +11,7 @@ import {
   type Delivery as WireDelivery,
 } from "../../gen/nuncio/v1/delivery_pb.ts";
 import { EventSchema, type Event as WireEvent, type EventType as WireEventType } from "../../gen/nuncio/v1/event_pb.ts";
+import { ErasureSchema, type ErasureState, type Erasure as WireErasure } from "../../gen/nuncio/v1/event_service_pb.ts";
 import {
   OperationalEventSchema,
   type OperationalEventType,
@@ -28,9 +29,10 @@ import {
 import { OUTCOME_KINDS } from "../core/attempt.ts";
 import { toCode } from "../core/codes.ts";
 import { type DeliveryState as CoreDeliveryState, DELIVERY_STATES, toEndReasonCode } from "../core/delivery.ts";
+import { ERASURE_STATES } from "../core/erasure.ts";
 import type { Fault } from "../core/errors.ts";
 import { type Actor, EVENT_TYPES, type EventDraft, type EventType, toEventTypeCode } from "../core/event.ts";
-import { formatRedriveId, formatSubscriptionId } from "../core/ids.ts";
+import { formatErasureId, formatRedriveId, formatSubscriptionId } from "../core/ids.ts";
 import { type Instant, toNextEpochMs } from "../core/instant.ts";
 import {
   type OperationalEventType as CoreOperationalEventType,
@@ -48,6 +50,7 @@ import {
 } from "../core/subscription.ts";
 import { type ContactPoint, USER_STATUSES, type User } from "../core/user.ts";
 import type { Delivery, DeliveryAttempt } from "../store/deliveries.ts";
+import type { Erasure } from "../store/erasures.ts";
 import type { StoredEvent } from "../store/events.ts";
 import type { OperationalEvent } from "../store/operational-events.ts";
 import type { Redrive } from "../store/redrives.ts";
@@ -296,6 +299,22 @@ export function fromAttempt(attempt: DeliveryAttempt): WireAttempt {
       errorDetail: attempt.errorDetail,
       responseExcerpt: attempt.responseExcerpt,
       stale: attempt.stale,
+    }),
+  );
+}
+
+export function fromErasure(erasure: Erasure): WireErasure {
+  return create(
+    ErasureSchema,
+    defined({
+      id: formatErasureId(erasure.uuid),
+      tenantId: erasure.tenantId,
+      userId: erasure.userId,
+      state: toCode(ERASURE_STATES, erasure.state) as ErasureState,
+      erasedCount: BigInt(erasure.erasedCount),
+      cancelledCount: BigInt(erasure.cancelledCount),
+      createTime: timestampFromMs(erasure.createdAt.getTime()),
+      endTime: erasure.endedAt && timestampFromMs(erasure.endedAt.getTime()),
     }),
   );
 }

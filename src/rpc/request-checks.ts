@@ -1,6 +1,6 @@
 import type { Message } from "@bufbuild/protobuf";
 import { type Fault, invalidArgument, NotFoundError, type Reason } from "../core/errors.ts";
-import { parseDeliveryId, parseRedriveId, parseSubscriptionId, type Uuid } from "../core/ids.ts";
+import { parseDeliveryId, parseErasureId, parseRedriveId, parseSubscriptionId, type Uuid } from "../core/ids.ts";
 import { checkStorableText, checkTenantId } from "../core/text.ts";
 import type { DeliveryPlace } from "../store/deliveries.ts";
 import { refuseUnknownFields } from "./convert.ts";
@@ -20,8 +20,9 @@ export function checkRequest<R extends TenantRequest>(
   checkTenantId(request.tenantId, "tenant_id", all);
   for (const field of required) {
     const value = request[field];
-    if (value === "") all.push({ path: field, description: "is required" });
-    else if (typeof value === "string") checkStorableText(value, MAX_ID, field, all);
+    const path = field.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+    if (value === "") all.push({ path, description: "is required" });
+    else if (typeof value === "string") checkStorableText(value, MAX_ID, path, all);
   }
   all.push(...faults);
   if (all.length > 0) throw invalidArgument("INVALID_REQUEST", all);
@@ -45,6 +46,13 @@ export function toDeliveryPlace(id: string): DeliveryPlace {
 export function toRedriveUuid(id: string): Uuid {
   const uuid = parseRedriveId(id);
   if (uuid === undefined) throw notFound("REDRIVE_NOT_FOUND", "redrive");
+  return uuid;
+}
+
+/** The UUID in an erasure's id; likewise. */
+export function toErasureUuid(id: string): Uuid {
+  const uuid = parseErasureId(id);
+  if (uuid === undefined) throw notFound("ERASURE_NOT_FOUND", "erasure");
   return uuid;
 }
 

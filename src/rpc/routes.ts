@@ -28,7 +28,9 @@ import { createRedrive } from "./create-redrive.ts";
 import { createWebhookSubscription, findCreateFaults } from "./create-webhook-subscription.ts";
 import { deleteWebhookSubscription } from "./delete-webhook-subscription.ts";
 import type { RpcDependencies } from "./dependencies.ts";
+import { eraseUser } from "./erase-user.ts";
 import { getDelivery } from "./get-delivery.ts";
+import { getErasure } from "./get-erasure.ts";
 import { getEvent } from "./get-event.ts";
 import { getRedrive } from "./get-redrive.ts";
 import { getWebhookSubscription } from "./get-webhook-subscription.ts";
@@ -62,6 +64,8 @@ export function registerRoutes(
       batchPublish: batchPublish(deps),
       getEvent: getEvent(deps),
       listEvents: listEvents(deps),
+      eraseUser: eraseUser(deps),
+      getErasure: getErasure(deps),
     });
     router.service(WebhookSubscriptionService, {
       createWebhookSubscription: createWebhookSubscription(deps),

@@ -45,6 +45,8 @@ export const events = nuncio.table(
     traceparent: text("traceparent"),
     /** The exact bytes that are signed and sent; text and not jsonb, which would rewrite them. */
     body: text("body").notNull(),
+    /** Its user was erased: the body holds ids, type, sequence and times alone, and is not redriven. */
+    erased: boolean("erased").notNull().default(false),
   },
   (table) => [
     primaryKey({ columns: [table.tenantKey, table.eventKey] }),
@@ -309,6 +311,24 @@ export const deadLetters = nuncio.table(
     primaryKey({ columns: [table.subscriptionKey, table.eventKey] }),
     index("dead_letters_ended").on(table.endedAt),
   ],
+);
+
+/** Erasures of users, running and done: the record that they were made. They name the user by id alone. */
+export const erasures = nuncio.table(
+  "erasures",
+  {
+    erasureUuid: uuid("erasure_uuid").$type<Uuid>().primaryKey(),
+    tenantKey: integer("tenant_key").notNull(),
+    userId: text("user_id").notNull(),
+    state: smallint("state").notNull(),
+    erasedCount: bigint("erased_count", { mode: "number" }).notNull().default(0),
+    cancelledCount: bigint("cancelled_count", { mode: "number" }).notNull().default(0),
+    createdAt: time("created_at").notNull().defaultNow(),
+    /** When a worker last made a step or found that it has to wait. */
+    steppedAt: time("stepped_at").notNull().defaultNow(),
+    endedAt: time("ended_at"),
+  },
+  (table) => [uniqueIndex("erasures_running").on(table.tenantKey, table.userId).where(sql`${table.state} = 1`)],
 );
 
 /** The workers that live, by their heartbeats: who owns which lane follows from it. Of no tenant. */

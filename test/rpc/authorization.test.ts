@@ -150,6 +150,7 @@ describe("[B41] another tenant's id", () => {
     redriveDelivery: "DELIVERY_NOT_FOUND",
     cancelDelivery: "DELIVERY_NOT_FOUND",
     getRedrive: "REDRIVE_NOT_FOUND",
+    getErasure: "ERASURE_NOT_FOUND",
     cancelRedrive: "REDRIVE_NOT_FOUND",
   };
 
@@ -165,6 +166,7 @@ describe("[B41] another tenant's id", () => {
     });
     return {
       redrive: redrive?.id ?? "",
+      erasure: (await withKey.events.eraseUser({ tenantId, userId: "nobody" })).erasure?.id ?? "",
       event: eventId,
       webhookSubscription: subscription.id,
       delivery: delivery?.id ?? "",
@@ -172,8 +174,9 @@ describe("[B41] another tenant's id", () => {
   }
 
   const idFor = (method: DescMethod, ids: Awaited<ReturnType<typeof addAll>>) => {
-    if (method.parent === EventService) return ids.event;
     if (method.localName.endsWith("Redrive")) return ids.redrive;
+    if (method.localName.endsWith("Erasure")) return ids.erasure;
+    if (method.parent === EventService) return ids.event;
     return method.parent === DeliveryService ? ids.delivery : ids.webhookSubscription;
   };
 

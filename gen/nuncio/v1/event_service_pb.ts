@@ -2,8 +2,8 @@
 // @generated from file nuncio/v1/event_service.proto (package nuncio.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Status } from "../../google/rpc/status_pb.ts";
@@ -12,13 +12,13 @@ import type { Delivery } from "./delivery_pb.ts";
 import { file_nuncio_v1_delivery } from "./delivery_pb.ts";
 import type { Event, EventType } from "./event_pb.ts";
 import { file_nuncio_v1_event } from "./event_pb.ts";
-import type { Message } from "@bufbuild/protobuf";
+import type { Message, UnknownEnum } from "@bufbuild/protobuf";
 
 /**
  * Describes the file nuncio/v1/event_service.proto.
  */
 export const file_nuncio_v1_event_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch1udW5jaW8vdjEvZXZlbnRfc2VydmljZS5wcm90bxIJbnVuY2lvLnYxIjEKDlB1Ymxpc2hSZXF1ZXN0Eh8KBWV2ZW50GAEgASgLMhAubnVuY2lvLnYxLkV2ZW50IkoKD1B1Ymxpc2hSZXNwb25zZRIQCghldmVudF9pZBgBIAEoCRIRCglkdXBsaWNhdGUYAiABKAgSEgoKZGVsaXZlcmllcxgDIAEoBSI3ChNCYXRjaFB1Ymxpc2hSZXF1ZXN0EiAKBmV2ZW50cxgBIAMoCzIQLm51bmNpby52MS5FdmVudCJBChRCYXRjaFB1Ymxpc2hSZXNwb25zZRIpCgdyZXN1bHRzGAEgAygLMhgubnVuY2lvLnYxLlB1Ymxpc2hSZXN1bHQibwoNUHVibGlzaFJlc3VsdBItCgdzdWNjZXNzGAEgASgLMhoubnVuY2lvLnYxLlB1Ymxpc2hSZXNwb25zZUgAEiUKB2ZhaWx1cmUYAiABKAsyEi5nb29nbGUucnBjLlN0YXR1c0gAQggKBnJlc3VsdCIwCg9HZXRFdmVudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJIlwKEEdldEV2ZW50UmVzcG9uc2USHwoFZXZlbnQYASABKAsyEC5udW5jaW8udjEuRXZlbnQSJwoKZGVsaXZlcmllcxgCIAMoCzITLm51bmNpby52MS5EZWxpdmVyeSL4AQoRTGlzdEV2ZW50c1JlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEikKC2V2ZW50X3R5cGVzGAQgAygOMhQubnVuY2lvLnYxLkV2ZW50VHlwZRIPCgd1c2VyX2lkGAUgASgJEjUKEWNyZWF0ZV90aW1lX2FmdGVyGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBI2ChJjcmVhdGVfdGltZV9iZWZvcmUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIk8KEkxpc3RFdmVudHNSZXNwb25zZRIgCgZldmVudHMYASADKAsyEC5udW5jaW8udjEuRXZlbnQSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJMrECCgxFdmVudFNlcnZpY2USQAoHUHVibGlzaBIZLm51bmNpby52MS5QdWJsaXNoUmVxdWVzdBoaLm51bmNpby52MS5QdWJsaXNoUmVzcG9uc2USTwoMQmF0Y2hQdWJsaXNoEh4ubnVuY2lvLnYxLkJhdGNoUHVibGlzaFJlcXVlc3QaHy5udW5jaW8udjEuQmF0Y2hQdWJsaXNoUmVzcG9uc2USQwoIR2V0RXZlbnQSGi5udW5jaW8udjEuR2V0RXZlbnRSZXF1ZXN0GhsubnVuY2lvLnYxLkdldEV2ZW50UmVzcG9uc2USSQoKTGlzdEV2ZW50cxIcLm51bmNpby52MS5MaXN0RXZlbnRzUmVxdWVzdBodLm51bmNpby52MS5MaXN0RXZlbnRzUmVzcG9uc2VCLlosbnVuY2lvLmRldi9jbGllbnRzL2dvL2dlbi9udW5jaW8vdjE7bnVuY2lvdjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_google_rpc_status, file_nuncio_v1_delivery, file_nuncio_v1_event]);
+  fileDesc("Ch1udW5jaW8vdjEvZXZlbnRfc2VydmljZS5wcm90bxIJbnVuY2lvLnYxIjEKDlB1Ymxpc2hSZXF1ZXN0Eh8KBWV2ZW50GAEgASgLMhAubnVuY2lvLnYxLkV2ZW50IkoKD1B1Ymxpc2hSZXNwb25zZRIQCghldmVudF9pZBgBIAEoCRIRCglkdXBsaWNhdGUYAiABKAgSEgoKZGVsaXZlcmllcxgDIAEoBSI3ChNCYXRjaFB1Ymxpc2hSZXF1ZXN0EiAKBmV2ZW50cxgBIAMoCzIQLm51bmNpby52MS5FdmVudCJBChRCYXRjaFB1Ymxpc2hSZXNwb25zZRIpCgdyZXN1bHRzGAEgAygLMhgubnVuY2lvLnYxLlB1Ymxpc2hSZXN1bHQibwoNUHVibGlzaFJlc3VsdBItCgdzdWNjZXNzGAEgASgLMhoubnVuY2lvLnYxLlB1Ymxpc2hSZXNwb25zZUgAEiUKB2ZhaWx1cmUYAiABKAsyEi5nb29nbGUucnBjLlN0YXR1c0gAQggKBnJlc3VsdCIwCg9HZXRFdmVudFJlcXVlc3QSEQoJdGVuYW50X2lkGAEgASgJEgoKAmlkGAIgASgJIlwKEEdldEV2ZW50UmVzcG9uc2USHwoFZXZlbnQYASABKAsyEC5udW5jaW8udjEuRXZlbnQSJwoKZGVsaXZlcmllcxgCIAMoCzITLm51bmNpby52MS5EZWxpdmVyeSI2ChBFcmFzZVVzZXJSZXF1ZXN0EhEKCXRlbmFudF9pZBgBIAEoCRIPCgd1c2VyX2lkGAIgASgJIjgKEUVyYXNlVXNlclJlc3BvbnNlEiMKB2VyYXN1cmUYASABKAsyEi5udW5jaW8udjEuRXJhc3VyZSIyChFHZXRFcmFzdXJlUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSCgoCaWQYAiABKAkiOQoSR2V0RXJhc3VyZVJlc3BvbnNlEiMKB2VyYXN1cmUYASABKAsyEi5udW5jaW8udjEuRXJhc3VyZSLvAQoHRXJhc3VyZRIKCgJpZBgBIAEoCRIRCgl0ZW5hbnRfaWQYAiABKAkSDwoHdXNlcl9pZBgDIAEoCRImCgVzdGF0ZRgEIAEoDjIXLm51bmNpby52MS5FcmFzdXJlU3RhdGUSFAoMZXJhc2VkX2NvdW50GAUgASgDEhcKD2NhbmNlbGxlZF9jb3VudBgGIAEoAxIvCgtjcmVhdGVfdGltZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIvgBChFMaXN0RXZlbnRzUmVxdWVzdBIRCgl0ZW5hbnRfaWQYASABKAkSEQoJcGFnZV9zaXplGAIgASgFEhIKCnBhZ2VfdG9rZW4YAyABKAkSKQoLZXZlbnRfdHlwZXMYBCADKA4yFC5udW5jaW8udjEuRXZlbnRUeXBlEg8KB3VzZXJfaWQYBSABKAkSNQoRY3JlYXRlX3RpbWVfYWZ0ZXIYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEjYKEmNyZWF0ZV90aW1lX2JlZm9yZRgHIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiTwoSTGlzdEV2ZW50c1Jlc3BvbnNlEiAKBmV2ZW50cxgBIAMoCzIQLm51bmNpby52MS5FdmVudBIXCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAkqZQoMRXJhc3VyZVN0YXRlEh0KGUVSQVNVUkVfU1RBVEVfVU5TUEVDSUZJRUQQABIZChVFUkFTVVJFX1NUQVRFX1JVTk5JTkcQARIbChdFUkFTVVJFX1NUQVRFX1NVQ0NFRURFRBACMsQDCgxFdmVudFNlcnZpY2USQAoHUHVibGlzaBIZLm51bmNpby52MS5QdWJsaXNoUmVxdWVzdBoaLm51bmNpby52MS5QdWJsaXNoUmVzcG9uc2USTwoMQmF0Y2hQdWJsaXNoEh4ubnVuY2lvLnYxLkJhdGNoUHVibGlzaFJlcXVlc3QaHy5udW5jaW8udjEuQmF0Y2hQdWJsaXNoUmVzcG9uc2USQwoIR2V0RXZlbnQSGi5udW5jaW8udjEuR2V0RXZlbnRSZXF1ZXN0GhsubnVuY2lvLnYxLkdldEV2ZW50UmVzcG9uc2USSQoKTGlzdEV2ZW50cxIcLm51bmNpby52MS5MaXN0RXZlbnRzUmVxdWVzdBodLm51bmNpby52MS5MaXN0RXZlbnRzUmVzcG9uc2USRgoJRXJhc2VVc2VyEhsubnVuY2lvLnYxLkVyYXNlVXNlclJlcXVlc3QaHC5udW5jaW8udjEuRXJhc2VVc2VyUmVzcG9uc2USSQoKR2V0RXJhc3VyZRIcLm51bmNpby52MS5HZXRFcmFzdXJlUmVxdWVzdBodLm51bmNpby52MS5HZXRFcmFzdXJlUmVzcG9uc2VCLlosbnVuY2lvLmRldi9jbGllbnRzL2dvL2dlbi9udW5jaW8vdjE7bnVuY2lvdjFiBnByb3RvMw", [file_google_protobuf_timestamp, file_google_rpc_status, file_nuncio_v1_delivery, file_nuncio_v1_event]);
 
 /**
  * @generated from message nuncio.v1.PublishRequest
@@ -196,6 +196,154 @@ export const GetEventResponseSchema: GenMessage<GetEventResponse> = /*@__PURE__*
   messageDesc(file_nuncio_v1_event_service, 6);
 
 /**
+ * @generated from message nuncio.v1.EraseUserRequest
+ */
+export type EraseUserRequest = Message<"nuncio.v1.EraseUserRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `user.id` of the events. Required.
+   *
+   * @generated from field: string user_id = 2;
+   */
+  userId: string;
+};
+
+/**
+ * Describes the message nuncio.v1.EraseUserRequest.
+ * Use `create(EraseUserRequestSchema)` to create a new message.
+ */
+export const EraseUserRequestSchema: GenMessage<EraseUserRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_event_service, 7);
+
+/**
+ * @generated from message nuncio.v1.EraseUserResponse
+ */
+export type EraseUserResponse = Message<"nuncio.v1.EraseUserResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.Erasure erasure = 1;
+   */
+  erasure?: Erasure | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.EraseUserResponse.
+ * Use `create(EraseUserResponseSchema)` to create a new message.
+ */
+export const EraseUserResponseSchema: GenMessage<EraseUserResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_event_service, 8);
+
+/**
+ * @generated from message nuncio.v1.GetErasureRequest
+ */
+export type GetErasureRequest = Message<"nuncio.v1.GetErasureRequest"> & {
+  /**
+   * Required.
+   *
+   * @generated from field: string tenant_id = 1;
+   */
+  tenantId: string;
+
+  /**
+   * `era_…`. Required.
+   *
+   * @generated from field: string id = 2;
+   */
+  id: string;
+};
+
+/**
+ * Describes the message nuncio.v1.GetErasureRequest.
+ * Use `create(GetErasureRequestSchema)` to create a new message.
+ */
+export const GetErasureRequestSchema: GenMessage<GetErasureRequest> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_event_service, 9);
+
+/**
+ * @generated from message nuncio.v1.GetErasureResponse
+ */
+export type GetErasureResponse = Message<"nuncio.v1.GetErasureResponse"> & {
+  /**
+   * @generated from field: nuncio.v1.Erasure erasure = 1;
+   */
+  erasure?: Erasure | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.GetErasureResponse.
+ * Use `create(GetErasureResponseSchema)` to create a new message.
+ */
+export const GetErasureResponseSchema: GenMessage<GetErasureResponse> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_event_service, 10);
+
+/**
+ * A job that erases a user, and the record of it.
+ *
+ * @generated from message nuncio.v1.Erasure
+ */
+export type Erasure = Message<"nuncio.v1.Erasure"> & {
+  /**
+   * `era_<UUIDv7>`.
+   *
+   * @generated from field: string id = 1;
+   */
+  id: string;
+
+  /**
+   * @generated from field: string tenant_id = 2;
+   */
+  tenantId: string;
+
+  /**
+   * @generated from field: string user_id = 3;
+   */
+  userId: string;
+
+  /**
+   * @generated from field: nuncio.v1.ErasureState state = 4;
+   */
+  state: ErasureState;
+
+  /**
+   * Events emptied so far.
+   *
+   * @generated from field: int64 erased_count = 5;
+   */
+  erasedCount: bigint;
+
+  /**
+   * Pending deliveries cancelled so far.
+   *
+   * @generated from field: int64 cancelled_count = 6;
+   */
+  cancelledCount: bigint;
+
+  /**
+   * @generated from field: google.protobuf.Timestamp create_time = 7;
+   */
+  createTime?: Timestamp | undefined;
+
+  /**
+   * Set once it has ended.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 8;
+   */
+  endTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message nuncio.v1.Erasure.
+ * Use `create(ErasureSchema)` to create a new message.
+ */
+export const ErasureSchema: GenMessage<Erasure> = /*@__PURE__*/
+  messageDesc(file_nuncio_v1_event_service, 11);
+
+/**
  * @generated from message nuncio.v1.ListEventsRequest
  */
 export type ListEventsRequest = Message<"nuncio.v1.ListEventsRequest"> & {
@@ -255,7 +403,7 @@ export type ListEventsRequest = Message<"nuncio.v1.ListEventsRequest"> & {
  * Use `create(ListEventsRequestSchema)` to create a new message.
  */
 export const ListEventsRequestSchema: GenMessage<ListEventsRequest> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_event_service, 7);
+  messageDesc(file_nuncio_v1_event_service, 12);
 
 /**
  * @generated from message nuncio.v1.ListEventsResponse
@@ -279,7 +427,48 @@ export type ListEventsResponse = Message<"nuncio.v1.ListEventsResponse"> & {
  * Use `create(ListEventsResponseSchema)` to create a new message.
  */
 export const ListEventsResponseSchema: GenMessage<ListEventsResponse> = /*@__PURE__*/
-  messageDesc(file_nuncio_v1_event_service, 8);
+  messageDesc(file_nuncio_v1_event_service, 13);
+
+/**
+ * How far an erasure is.
+ *
+ * @generated from enum nuncio.v1.ErasureState
+ */
+export const ErasureState = {
+  /**
+   * Not a state; never returned.
+   *
+   * @generated from enum value: ERASURE_STATE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED: 0,
+
+  /**
+   * Workers are at it.
+   *
+   * @generated from enum value: ERASURE_STATE_RUNNING = 1;
+   */
+  RUNNING: 1,
+
+  /**
+   * Nothing about the user is left of what had been accepted when it was asked for.
+   *
+   * @generated from enum value: ERASURE_STATE_SUCCEEDED = 2;
+   */
+  SUCCEEDED: 2,
+} as const;
+
+/**
+ * How far an erasure is.
+ *
+ * @generated from enum nuncio.v1.ErasureState
+ */
+export type ErasureState = (typeof ErasureState)[keyof typeof ErasureState] | UnknownEnum;
+
+/**
+ * Describes the enum nuncio.v1.ErasureState.
+ */
+export const ErasureStateSchema: GenEnum<ErasureState> = /*@__PURE__*/
+  enumDesc(file_nuncio_v1_event_service, 0);
 
 /**
  * Accepts events and shows what was accepted.
@@ -345,6 +534,40 @@ export const EventService: GenService<{
     methodKind: "unary";
     input: typeof ListEventsRequestSchema;
     output: typeof ListEventsResponseSchema;
+  },
+  /**
+   * Erases what is stored about a user: of each event accepted so far only the ids, type, sequence and times stay, and of
+   * the receivers' answers to them nothing. Pending deliveries that carry data end as CANCELLED (ERASED);
+   * `user.deactivated` and `user.deleted` are still delivered, with ids alone. An erased event id stays taken: publishing
+   * under it again answers `duplicate: true`, whatever the content.
+   *
+   * A job that workers carry out; what is being sent at this moment is waited for. Called again while it runs, it returns
+   * the running job; after that it begins another, for events that have come since.
+   *
+   * What was delivered is with the receivers, who have to be asked by other ways; publish `user.deleted` for that. Postgres
+   * overwrites erased bytes on its own time, and its log and physical backups keep them until they are recycled: see
+   * docs/operating.md.
+   *
+   * Errors: INVALID_ARGUMENT (`INVALID_REQUEST`).
+   *
+   * @generated from rpc nuncio.v1.EventService.EraseUser
+   */
+  eraseUser: {
+    methodKind: "unary";
+    input: typeof EraseUserRequestSchema;
+    output: typeof EraseUserResponseSchema;
+  },
+  /**
+   * Returns an erasure with its progress. It is kept as the record that the erasure was made.
+   *
+   * Errors: NOT_FOUND (`ERASURE_NOT_FOUND`).
+   *
+   * @generated from rpc nuncio.v1.EventService.GetErasure
+   */
+  getErasure: {
+    methodKind: "unary";
+    input: typeof GetErasureRequestSchema;
+    output: typeof GetErasureResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_nuncio_v1_event_service, 0);

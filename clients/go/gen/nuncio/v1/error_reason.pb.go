@@ -89,6 +89,8 @@ const (
 	ErrorReason_ERROR_REASON_REDRIVE_UNDER_WAY ErrorReason = 28
 	// NOT_FOUND: no such redrive in this tenant.
 	ErrorReason_ERROR_REASON_REDRIVE_NOT_FOUND ErrorReason = 29
+	// NOT_FOUND: no such erasure in this tenant.
+	ErrorReason_ERROR_REASON_ERASURE_NOT_FOUND ErrorReason = 30
 )
 
 // Enum value maps for ErrorReason.
@@ -124,6 +126,7 @@ var (
 		27: "ERROR_REASON_DELIVERY_ENDED",
 		28: "ERROR_REASON_REDRIVE_UNDER_WAY",
 		29: "ERROR_REASON_REDRIVE_NOT_FOUND",
+		30: "ERROR_REASON_ERASURE_NOT_FOUND",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -156,6 +159,7 @@ var (
 		"ERROR_REASON_DELIVERY_ENDED":          27,
 		"ERROR_REASON_REDRIVE_UNDER_WAY":       28,
 		"ERROR_REASON_REDRIVE_NOT_FOUND":       29,
+		"ERROR_REASON_ERASURE_NOT_FOUND":       30,
 	}
 )
 
@@ -190,7 +194,7 @@ var File_nuncio_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\xa4\b\n" +
+	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\xc8\b\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_EVENT\x10\x01\x12 \n" +
@@ -222,7 +226,8 @@ const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"$ERROR_REASON_DELIVERY_NOT_REDRIVABLE\x10\x1a\x12\x1f\n" +
 	"\x1bERROR_REASON_DELIVERY_ENDED\x10\x1b\x12\"\n" +
 	"\x1eERROR_REASON_REDRIVE_UNDER_WAY\x10\x1c\x12\"\n" +
-	"\x1eERROR_REASON_REDRIVE_NOT_FOUND\x10\x1dB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
+	"\x1eERROR_REASON_REDRIVE_NOT_FOUND\x10\x1d\x12\"\n" +
+	"\x1eERROR_REASON_ERASURE_NOT_FOUND\x10\x1eB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
 
 var (
 	file_nuncio_v1_error_reason_proto_rawDescOnce sync.Once

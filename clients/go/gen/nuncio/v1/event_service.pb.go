@@ -23,6 +23,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// How far an erasure is.
+type ErasureState int32
+
+const (
+	// Not a state; never returned.
+	ErasureState_ERASURE_STATE_UNSPECIFIED ErasureState = 0
+	// Workers are at it.
+	ErasureState_ERASURE_STATE_RUNNING ErasureState = 1
+	// Nothing about the user is left of what had been accepted when it was asked for.
+	ErasureState_ERASURE_STATE_SUCCEEDED ErasureState = 2
+)
+
+// Enum value maps for ErasureState.
+var (
+	ErasureState_name = map[int32]string{
+		0: "ERASURE_STATE_UNSPECIFIED",
+		1: "ERASURE_STATE_RUNNING",
+		2: "ERASURE_STATE_SUCCEEDED",
+	}
+	ErasureState_value = map[string]int32{
+		"ERASURE_STATE_UNSPECIFIED": 0,
+		"ERASURE_STATE_RUNNING":     1,
+		"ERASURE_STATE_SUCCEEDED":   2,
+	}
+)
+
+func (x ErasureState) Enum() *ErasureState {
+	p := new(ErasureState)
+	*p = x
+	return p
+}
+
+func (x ErasureState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ErasureState) Descriptor() protoreflect.EnumDescriptor {
+	return file_nuncio_v1_event_service_proto_enumTypes[0].Descriptor()
+}
+
+func (ErasureState) Type() protoreflect.EnumType {
+	return &file_nuncio_v1_event_service_proto_enumTypes[0]
+}
+
+func (x ErasureState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ErasureState.Descriptor instead.
+func (ErasureState) EnumDescriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{0}
+}
+
 type PublishRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The event. Required; at most `NUNCIO_MAX_EVENT_BYTES` (256 KiB) as the body that a receiver gets.
@@ -413,6 +466,307 @@ func (x *GetEventResponse) GetDeliveries() []*Delivery {
 	return nil
 }
 
+type EraseUserRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `user.id` of the events. Required.
+	UserId        string `protobuf:"bytes,2,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseUserRequest) Reset() {
+	*x = EraseUserRequest{}
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseUserRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseUserRequest) ProtoMessage() {}
+
+func (x *EraseUserRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseUserRequest.ProtoReflect.Descriptor instead.
+func (*EraseUserRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *EraseUserRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *EraseUserRequest) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+type EraseUserResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Erasure       *Erasure               `protobuf:"bytes,1,opt,name=erasure,proto3" json:"erasure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EraseUserResponse) Reset() {
+	*x = EraseUserResponse{}
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EraseUserResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EraseUserResponse) ProtoMessage() {}
+
+func (x *EraseUserResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EraseUserResponse.ProtoReflect.Descriptor instead.
+func (*EraseUserResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EraseUserResponse) GetErasure() *Erasure {
+	if x != nil {
+		return x.Erasure
+	}
+	return nil
+}
+
+type GetErasureRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	// `era_…`. Required.
+	Id            string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetErasureRequest) Reset() {
+	*x = GetErasureRequest{}
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetErasureRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetErasureRequest) ProtoMessage() {}
+
+func (x *GetErasureRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetErasureRequest.ProtoReflect.Descriptor instead.
+func (*GetErasureRequest) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetErasureRequest) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *GetErasureRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetErasureResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Erasure       *Erasure               `protobuf:"bytes,1,opt,name=erasure,proto3" json:"erasure,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetErasureResponse) Reset() {
+	*x = GetErasureResponse{}
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetErasureResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetErasureResponse) ProtoMessage() {}
+
+func (x *GetErasureResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetErasureResponse.ProtoReflect.Descriptor instead.
+func (*GetErasureResponse) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *GetErasureResponse) GetErasure() *Erasure {
+	if x != nil {
+		return x.Erasure
+	}
+	return nil
+}
+
+// A job that erases a user, and the record of it.
+type Erasure struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `era_<UUIDv7>`.
+	Id       string       `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	TenantId string       `protobuf:"bytes,2,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
+	UserId   string       `protobuf:"bytes,3,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
+	State    ErasureState `protobuf:"varint,4,opt,name=state,proto3,enum=nuncio.v1.ErasureState" json:"state,omitempty"`
+	// Events emptied so far.
+	ErasedCount int64 `protobuf:"varint,5,opt,name=erased_count,json=erasedCount,proto3" json:"erased_count,omitempty"`
+	// Pending deliveries cancelled so far.
+	CancelledCount int64                  `protobuf:"varint,6,opt,name=cancelled_count,json=cancelledCount,proto3" json:"cancelled_count,omitempty"`
+	CreateTime     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// Set once it has ended.
+	EndTime       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Erasure) Reset() {
+	*x = Erasure{}
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Erasure) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Erasure) ProtoMessage() {}
+
+func (x *Erasure) ProtoReflect() protoreflect.Message {
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Erasure.ProtoReflect.Descriptor instead.
+func (*Erasure) Descriptor() ([]byte, []int) {
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Erasure) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Erasure) GetTenantId() string {
+	if x != nil {
+		return x.TenantId
+	}
+	return ""
+}
+
+func (x *Erasure) GetUserId() string {
+	if x != nil {
+		return x.UserId
+	}
+	return ""
+}
+
+func (x *Erasure) GetState() ErasureState {
+	if x != nil {
+		return x.State
+	}
+	return ErasureState_ERASURE_STATE_UNSPECIFIED
+}
+
+func (x *Erasure) GetErasedCount() int64 {
+	if x != nil {
+		return x.ErasedCount
+	}
+	return 0
+}
+
+func (x *Erasure) GetCancelledCount() int64 {
+	if x != nil {
+		return x.CancelledCount
+	}
+	return 0
+}
+
+func (x *Erasure) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Erasure) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
 type ListEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -436,7 +790,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_nuncio_v1_event_service_proto_msgTypes[7]
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +802,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_event_service_proto_msgTypes[7]
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +815,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{7}
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListEventsRequest) GetTenantId() string {
@@ -524,7 +878,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_nuncio_v1_event_service_proto_msgTypes[8]
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -536,7 +890,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nuncio_v1_event_service_proto_msgTypes[8]
+	mi := &file_nuncio_v1_event_service_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -549,7 +903,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{8}
+	return file_nuncio_v1_event_service_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -594,7 +948,27 @@ const file_nuncio_v1_event_service_proto_rawDesc = "" +
 	"\x05event\x18\x01 \x01(\v2\x10.nuncio.v1.EventR\x05event\x123\n" +
 	"\n" +
 	"deliveries\x18\x02 \x03(\v2\x13.nuncio.v1.DeliveryR\n" +
-	"deliveries\"\xce\x02\n" +
+	"deliveries\"H\n" +
+	"\x10EraseUserRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x02 \x01(\tR\x06userId\"A\n" +
+	"\x11EraseUserResponse\x12,\n" +
+	"\aerasure\x18\x01 \x01(\v2\x12.nuncio.v1.ErasureR\aerasure\"@\n" +
+	"\x11GetErasureRequest\x12\x1b\n" +
+	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
+	"\x02id\x18\x02 \x01(\tR\x02id\"B\n" +
+	"\x12GetErasureResponse\x12,\n" +
+	"\aerasure\x18\x01 \x01(\v2\x12.nuncio.v1.ErasureR\aerasure\"\xbe\x02\n" +
+	"\aErasure\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
+	"\ttenant_id\x18\x02 \x01(\tR\btenantId\x12\x17\n" +
+	"\auser_id\x18\x03 \x01(\tR\x06userId\x12-\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x17.nuncio.v1.ErasureStateR\x05state\x12!\n" +
+	"\ferased_count\x18\x05 \x01(\x03R\verasedCount\x12'\n" +
+	"\x0fcancelled_count\x18\x06 \x01(\x03R\x0ecancelledCount\x12;\n" +
+	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x125\n" +
+	"\bend_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\"\xce\x02\n" +
 	"\x11ListEventsRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
@@ -607,13 +981,20 @@ const file_nuncio_v1_event_service_proto_rawDesc = "" +
 	"\x12create_time_before\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x10createTimeBefore\"f\n" +
 	"\x12ListEventsResponse\x12(\n" +
 	"\x06events\x18\x01 \x03(\v2\x10.nuncio.v1.EventR\x06events\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken2\xb1\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*e\n" +
+	"\fErasureState\x12\x1d\n" +
+	"\x19ERASURE_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15ERASURE_STATE_RUNNING\x10\x01\x12\x1b\n" +
+	"\x17ERASURE_STATE_SUCCEEDED\x10\x022\xc4\x03\n" +
 	"\fEventService\x12@\n" +
 	"\aPublish\x12\x19.nuncio.v1.PublishRequest\x1a\x1a.nuncio.v1.PublishResponse\x12O\n" +
 	"\fBatchPublish\x12\x1e.nuncio.v1.BatchPublishRequest\x1a\x1f.nuncio.v1.BatchPublishResponse\x12C\n" +
 	"\bGetEvent\x12\x1a.nuncio.v1.GetEventRequest\x1a\x1b.nuncio.v1.GetEventResponse\x12I\n" +
 	"\n" +
-	"ListEvents\x12\x1c.nuncio.v1.ListEventsRequest\x1a\x1d.nuncio.v1.ListEventsResponseB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
+	"ListEvents\x12\x1c.nuncio.v1.ListEventsRequest\x1a\x1d.nuncio.v1.ListEventsResponse\x12F\n" +
+	"\tEraseUser\x12\x1b.nuncio.v1.EraseUserRequest\x1a\x1c.nuncio.v1.EraseUserResponse\x12I\n" +
+	"\n" +
+	"GetErasure\x12\x1c.nuncio.v1.GetErasureRequest\x1a\x1d.nuncio.v1.GetErasureResponseB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
 
 var (
 	file_nuncio_v1_event_service_proto_rawDescOnce sync.Once
@@ -627,48 +1008,64 @@ func file_nuncio_v1_event_service_proto_rawDescGZIP() []byte {
 	return file_nuncio_v1_event_service_proto_rawDescData
 }
 
-var file_nuncio_v1_event_service_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_nuncio_v1_event_service_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_nuncio_v1_event_service_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_nuncio_v1_event_service_proto_goTypes = []any{
-	(*PublishRequest)(nil),        // 0: nuncio.v1.PublishRequest
-	(*PublishResponse)(nil),       // 1: nuncio.v1.PublishResponse
-	(*BatchPublishRequest)(nil),   // 2: nuncio.v1.BatchPublishRequest
-	(*BatchPublishResponse)(nil),  // 3: nuncio.v1.BatchPublishResponse
-	(*PublishResult)(nil),         // 4: nuncio.v1.PublishResult
-	(*GetEventRequest)(nil),       // 5: nuncio.v1.GetEventRequest
-	(*GetEventResponse)(nil),      // 6: nuncio.v1.GetEventResponse
-	(*ListEventsRequest)(nil),     // 7: nuncio.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),    // 8: nuncio.v1.ListEventsResponse
-	(*Event)(nil),                 // 9: nuncio.v1.Event
-	(*status.Status)(nil),         // 10: google.rpc.Status
-	(*Delivery)(nil),              // 11: nuncio.v1.Delivery
-	(EventType)(0),                // 12: nuncio.v1.EventType
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
+	(ErasureState)(0),             // 0: nuncio.v1.ErasureState
+	(*PublishRequest)(nil),        // 1: nuncio.v1.PublishRequest
+	(*PublishResponse)(nil),       // 2: nuncio.v1.PublishResponse
+	(*BatchPublishRequest)(nil),   // 3: nuncio.v1.BatchPublishRequest
+	(*BatchPublishResponse)(nil),  // 4: nuncio.v1.BatchPublishResponse
+	(*PublishResult)(nil),         // 5: nuncio.v1.PublishResult
+	(*GetEventRequest)(nil),       // 6: nuncio.v1.GetEventRequest
+	(*GetEventResponse)(nil),      // 7: nuncio.v1.GetEventResponse
+	(*EraseUserRequest)(nil),      // 8: nuncio.v1.EraseUserRequest
+	(*EraseUserResponse)(nil),     // 9: nuncio.v1.EraseUserResponse
+	(*GetErasureRequest)(nil),     // 10: nuncio.v1.GetErasureRequest
+	(*GetErasureResponse)(nil),    // 11: nuncio.v1.GetErasureResponse
+	(*Erasure)(nil),               // 12: nuncio.v1.Erasure
+	(*ListEventsRequest)(nil),     // 13: nuncio.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),    // 14: nuncio.v1.ListEventsResponse
+	(*Event)(nil),                 // 15: nuncio.v1.Event
+	(*status.Status)(nil),         // 16: google.rpc.Status
+	(*Delivery)(nil),              // 17: nuncio.v1.Delivery
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(EventType)(0),                // 19: nuncio.v1.EventType
 }
 var file_nuncio_v1_event_service_proto_depIdxs = []int32{
-	9,  // 0: nuncio.v1.PublishRequest.event:type_name -> nuncio.v1.Event
-	9,  // 1: nuncio.v1.BatchPublishRequest.events:type_name -> nuncio.v1.Event
-	4,  // 2: nuncio.v1.BatchPublishResponse.results:type_name -> nuncio.v1.PublishResult
-	1,  // 3: nuncio.v1.PublishResult.success:type_name -> nuncio.v1.PublishResponse
-	10, // 4: nuncio.v1.PublishResult.failure:type_name -> google.rpc.Status
-	9,  // 5: nuncio.v1.GetEventResponse.event:type_name -> nuncio.v1.Event
-	11, // 6: nuncio.v1.GetEventResponse.deliveries:type_name -> nuncio.v1.Delivery
-	12, // 7: nuncio.v1.ListEventsRequest.event_types:type_name -> nuncio.v1.EventType
-	13, // 8: nuncio.v1.ListEventsRequest.create_time_after:type_name -> google.protobuf.Timestamp
-	13, // 9: nuncio.v1.ListEventsRequest.create_time_before:type_name -> google.protobuf.Timestamp
-	9,  // 10: nuncio.v1.ListEventsResponse.events:type_name -> nuncio.v1.Event
-	0,  // 11: nuncio.v1.EventService.Publish:input_type -> nuncio.v1.PublishRequest
-	2,  // 12: nuncio.v1.EventService.BatchPublish:input_type -> nuncio.v1.BatchPublishRequest
-	5,  // 13: nuncio.v1.EventService.GetEvent:input_type -> nuncio.v1.GetEventRequest
-	7,  // 14: nuncio.v1.EventService.ListEvents:input_type -> nuncio.v1.ListEventsRequest
-	1,  // 15: nuncio.v1.EventService.Publish:output_type -> nuncio.v1.PublishResponse
-	3,  // 16: nuncio.v1.EventService.BatchPublish:output_type -> nuncio.v1.BatchPublishResponse
-	6,  // 17: nuncio.v1.EventService.GetEvent:output_type -> nuncio.v1.GetEventResponse
-	8,  // 18: nuncio.v1.EventService.ListEvents:output_type -> nuncio.v1.ListEventsResponse
-	15, // [15:19] is the sub-list for method output_type
-	11, // [11:15] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	15, // 0: nuncio.v1.PublishRequest.event:type_name -> nuncio.v1.Event
+	15, // 1: nuncio.v1.BatchPublishRequest.events:type_name -> nuncio.v1.Event
+	5,  // 2: nuncio.v1.BatchPublishResponse.results:type_name -> nuncio.v1.PublishResult
+	2,  // 3: nuncio.v1.PublishResult.success:type_name -> nuncio.v1.PublishResponse
+	16, // 4: nuncio.v1.PublishResult.failure:type_name -> google.rpc.Status
+	15, // 5: nuncio.v1.GetEventResponse.event:type_name -> nuncio.v1.Event
+	17, // 6: nuncio.v1.GetEventResponse.deliveries:type_name -> nuncio.v1.Delivery
+	12, // 7: nuncio.v1.EraseUserResponse.erasure:type_name -> nuncio.v1.Erasure
+	12, // 8: nuncio.v1.GetErasureResponse.erasure:type_name -> nuncio.v1.Erasure
+	0,  // 9: nuncio.v1.Erasure.state:type_name -> nuncio.v1.ErasureState
+	18, // 10: nuncio.v1.Erasure.create_time:type_name -> google.protobuf.Timestamp
+	18, // 11: nuncio.v1.Erasure.end_time:type_name -> google.protobuf.Timestamp
+	19, // 12: nuncio.v1.ListEventsRequest.event_types:type_name -> nuncio.v1.EventType
+	18, // 13: nuncio.v1.ListEventsRequest.create_time_after:type_name -> google.protobuf.Timestamp
+	18, // 14: nuncio.v1.ListEventsRequest.create_time_before:type_name -> google.protobuf.Timestamp
+	15, // 15: nuncio.v1.ListEventsResponse.events:type_name -> nuncio.v1.Event
+	1,  // 16: nuncio.v1.EventService.Publish:input_type -> nuncio.v1.PublishRequest
+	3,  // 17: nuncio.v1.EventService.BatchPublish:input_type -> nuncio.v1.BatchPublishRequest
+	6,  // 18: nuncio.v1.EventService.GetEvent:input_type -> nuncio.v1.GetEventRequest
+	13, // 19: nuncio.v1.EventService.ListEvents:input_type -> nuncio.v1.ListEventsRequest
+	8,  // 20: nuncio.v1.EventService.EraseUser:input_type -> nuncio.v1.EraseUserRequest
+	10, // 21: nuncio.v1.EventService.GetErasure:input_type -> nuncio.v1.GetErasureRequest
+	2,  // 22: nuncio.v1.EventService.Publish:output_type -> nuncio.v1.PublishResponse
+	4,  // 23: nuncio.v1.EventService.BatchPublish:output_type -> nuncio.v1.BatchPublishResponse
+	7,  // 24: nuncio.v1.EventService.GetEvent:output_type -> nuncio.v1.GetEventResponse
+	14, // 25: nuncio.v1.EventService.ListEvents:output_type -> nuncio.v1.ListEventsResponse
+	9,  // 26: nuncio.v1.EventService.EraseUser:output_type -> nuncio.v1.EraseUserResponse
+	11, // 27: nuncio.v1.EventService.GetErasure:output_type -> nuncio.v1.GetErasureResponse
+	22, // [22:28] is the sub-list for method output_type
+	16, // [16:22] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_nuncio_v1_event_service_proto_init() }
@@ -687,13 +1084,14 @@ func file_nuncio_v1_event_service_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nuncio_v1_event_service_proto_rawDesc), len(file_nuncio_v1_event_service_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   9,
+			NumEnums:      1,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_nuncio_v1_event_service_proto_goTypes,
 		DependencyIndexes: file_nuncio_v1_event_service_proto_depIdxs,
+		EnumInfos:         file_nuncio_v1_event_service_proto_enumTypes,
 		MessageInfos:      file_nuncio_v1_event_service_proto_msgTypes,
 	}.Build()
 	File_nuncio_v1_event_service_proto = out.File

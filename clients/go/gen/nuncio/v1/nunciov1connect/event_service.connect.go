@@ -42,6 +42,10 @@ const (
 	EventServiceGetEventProcedure = "/nuncio.v1.EventService/GetEvent"
 	// EventServiceListEventsProcedure is the fully-qualified name of the EventService's ListEvents RPC.
 	EventServiceListEventsProcedure = "/nuncio.v1.EventService/ListEvents"
+	// EventServiceEraseUserProcedure is the fully-qualified name of the EventService's EraseUser RPC.
+	EventServiceEraseUserProcedure = "/nuncio.v1.EventService/EraseUser"
+	// EventServiceGetErasureProcedure is the fully-qualified name of the EventService's GetErasure RPC.
+	EventServiceGetErasureProcedure = "/nuncio.v1.EventService/GetErasure"
 )
 
 // EventServiceClient is a client for the nuncio.v1.EventService service.
@@ -73,6 +77,24 @@ type EventServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT (`INVALID_PAGE_TOKEN`, `INVALID_REQUEST`).
 	ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error)
+	// Erases what is stored about a user: of each event accepted so far only the ids, type, sequence and times stay, and of
+	// the receivers' answers to them nothing. Pending deliveries that carry data end as CANCELLED (ERASED);
+	// `user.deactivated` and `user.deleted` are still delivered, with ids alone. An erased event id stays taken: publishing
+	// under it again answers `duplicate: true`, whatever the content.
+	//
+	// A job that workers carry out; what is being sent at this moment is waited for. Called again while it runs, it returns
+	// the running job; after that it begins another, for events that have come since.
+	//
+	// What was delivered is with the receivers, who have to be asked by other ways; publish `user.deleted` for that. Postgres
+	// overwrites erased bytes on its own time, and its log and physical backups keep them until they are recycled: see
+	// docs/operating.md.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`).
+	EraseUser(context.Context, *v1.EraseUserRequest) (*v1.EraseUserResponse, error)
+	// Returns an erasure with its progress. It is kept as the record that the erasure was made.
+	//
+	// Errors: NOT_FOUND (`ERASURE_NOT_FOUND`).
+	GetErasure(context.Context, *v1.GetErasureRequest) (*v1.GetErasureResponse, error)
 }
 
 // NewEventServiceClient constructs a client for the nuncio.v1.EventService service. By default, it
@@ -110,6 +132,18 @@ func NewEventServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(eventServiceMethods.ByName("ListEvents")),
 			connect.WithClientOptions(opts...),
 		),
+		eraseUser: connect.NewClient[v1.EraseUserRequest, v1.EraseUserResponse](
+			httpClient,
+			baseURL+EventServiceEraseUserProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("EraseUser")),
+			connect.WithClientOptions(opts...),
+		),
+		getErasure: connect.NewClient[v1.GetErasureRequest, v1.GetErasureResponse](
+			httpClient,
+			baseURL+EventServiceGetErasureProcedure,
+			connect.WithSchema(eventServiceMethods.ByName("GetErasure")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -119,6 +153,8 @@ type eventServiceClient struct {
 	batchPublish *connect.Client[v1.BatchPublishRequest, v1.BatchPublishResponse]
 	getEvent     *connect.Client[v1.GetEventRequest, v1.GetEventResponse]
 	listEvents   *connect.Client[v1.ListEventsRequest, v1.ListEventsResponse]
+	eraseUser    *connect.Client[v1.EraseUserRequest, v1.EraseUserResponse]
+	getErasure   *connect.Client[v1.GetErasureRequest, v1.GetErasureResponse]
 }
 
 // Publish calls nuncio.v1.EventService.Publish.
@@ -157,6 +193,24 @@ func (c *eventServiceClient) ListEvents(ctx context.Context, req *v1.ListEventsR
 	return nil, err
 }
 
+// EraseUser calls nuncio.v1.EventService.EraseUser.
+func (c *eventServiceClient) EraseUser(ctx context.Context, req *v1.EraseUserRequest) (*v1.EraseUserResponse, error) {
+	response, err := c.eraseUser.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetErasure calls nuncio.v1.EventService.GetErasure.
+func (c *eventServiceClient) GetErasure(ctx context.Context, req *v1.GetErasureRequest) (*v1.GetErasureResponse, error) {
+	response, err := c.getErasure.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // EventServiceHandler is an implementation of the nuncio.v1.EventService service.
 type EventServiceHandler interface {
 	// Stores one event together with one pending delivery for each matching subscription.
@@ -186,6 +240,24 @@ type EventServiceHandler interface {
 	//
 	// Errors: INVALID_ARGUMENT (`INVALID_PAGE_TOKEN`, `INVALID_REQUEST`).
 	ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error)
+	// Erases what is stored about a user: of each event accepted so far only the ids, type, sequence and times stay, and of
+	// the receivers' answers to them nothing. Pending deliveries that carry data end as CANCELLED (ERASED);
+	// `user.deactivated` and `user.deleted` are still delivered, with ids alone. An erased event id stays taken: publishing
+	// under it again answers `duplicate: true`, whatever the content.
+	//
+	// A job that workers carry out; what is being sent at this moment is waited for. Called again while it runs, it returns
+	// the running job; after that it begins another, for events that have come since.
+	//
+	// What was delivered is with the receivers, who have to be asked by other ways; publish `user.deleted` for that. Postgres
+	// overwrites erased bytes on its own time, and its log and physical backups keep them until they are recycled: see
+	// docs/operating.md.
+	//
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`).
+	EraseUser(context.Context, *v1.EraseUserRequest) (*v1.EraseUserResponse, error)
+	// Returns an erasure with its progress. It is kept as the record that the erasure was made.
+	//
+	// Errors: NOT_FOUND (`ERASURE_NOT_FOUND`).
+	GetErasure(context.Context, *v1.GetErasureRequest) (*v1.GetErasureResponse, error)
 }
 
 // NewEventServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -219,6 +291,18 @@ func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(eventServiceMethods.ByName("ListEvents")),
 		connect.WithHandlerOptions(opts...),
 	)
+	eventServiceEraseUserHandler := connect.NewUnaryHandlerSimple(
+		EventServiceEraseUserProcedure,
+		svc.EraseUser,
+		connect.WithSchema(eventServiceMethods.ByName("EraseUser")),
+		connect.WithHandlerOptions(opts...),
+	)
+	eventServiceGetErasureHandler := connect.NewUnaryHandlerSimple(
+		EventServiceGetErasureProcedure,
+		svc.GetErasure,
+		connect.WithSchema(eventServiceMethods.ByName("GetErasure")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/nuncio.v1.EventService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case EventServicePublishProcedure:
@@ -229,6 +313,10 @@ func NewEventServiceHandler(svc EventServiceHandler, opts ...connect.HandlerOpti
 			eventServiceGetEventHandler.ServeHTTP(w, r)
 		case EventServiceListEventsProcedure:
 			eventServiceListEventsHandler.ServeHTTP(w, r)
+		case EventServiceEraseUserProcedure:
+			eventServiceEraseUserHandler.ServeHTTP(w, r)
+		case EventServiceGetErasureProcedure:
+			eventServiceGetErasureHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -252,4 +340,12 @@ func (UnimplementedEventServiceHandler) GetEvent(context.Context, *v1.GetEventRe
 
 func (UnimplementedEventServiceHandler) ListEvents(context.Context, *v1.ListEventsRequest) (*v1.ListEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.EventService.ListEvents is not implemented"))
+}
+
+func (UnimplementedEventServiceHandler) EraseUser(context.Context, *v1.EraseUserRequest) (*v1.EraseUserResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.EventService.EraseUser is not implemented"))
+}
+
+func (UnimplementedEventServiceHandler) GetErasure(context.Context, *v1.GetErasureRequest) (*v1.GetErasureResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("nuncio.v1.EventService.GetErasure is not implemented"))
 }
