@@ -88,7 +88,9 @@ BEGIN
       outcome, http_status, stale, dns_ms, connect_ms, first_byte_ms, body_ms, error_detail, response_excerpt)
     SELECT a.event_key, to_timestamp(a.started_ms / 1000), a.tenant_key, a.subscription_key, a.duration_ms, a.number,
       a.outcome, a.http_status, a.place IN (SELECT s.place FROM lost s), a.dns_ms, a.connect_ms, a.first_byte_ms,
-      a.body_ms, a.error_detail, a.response_excerpt
+      a.body_ms, a.error_detail,
+      -- Of an attempt that counts for nothing no word of the receiver is kept: its event may have been erased meanwhile.
+      CASE WHEN a.place NOT IN (SELECT s.place FROM lost s) THEN a.response_excerpt END
     FROM attempt a
   )
   SELECT ARRAY(SELECT s.place::integer FROM lost s),

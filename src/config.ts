@@ -190,6 +190,20 @@ export const SETTINGS = {
     wholeNumber(1, 10_000),
     "Subscriptions a tenant may have. Each event is stored once per matching subscription as a pending delivery.",
   ),
+  maxEventsPerSecond: setting(
+    "MAX_EVENTS_PER_SECOND",
+    "0",
+    SERVER,
+    wholeNumber(0, 1_000_000),
+    "Events that one tenant may publish per second through one server; a second's worth may come at once. 0: no limit. What is over it is RESOURCE_EXHAUSTED with RetryInfo.",
+  ),
+  maxPendingPerTenant: setting(
+    "MAX_PENDING_PER_TENANT",
+    "0",
+    SERVER,
+    wholeNumber(0, 999_999_999),
+    "Pending deliveries from which on a tenant's publishes are RESOURCE_EXHAUSTED with RetryInfo. Counted every ten seconds, so that it is not exact. 0: no limit.",
+  ),
   userAttributeKeys: setting(
     "USER_ATTRIBUTE_KEYS",
     "",

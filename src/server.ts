@@ -1,20 +1,25 @@
 import { randomBytes } from "node:crypto";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
+import type { Sql } from "postgres";
 import { v7 as uuidV7 } from "uuid";
 import { type Config, toAddressPolicy } from "./config.ts";
 import { openSecretBox } from "./core/encryption.ts";
+import { pause } from "./delivery/pause.ts";
 import { keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
-import { createRegistry } from "./operations/metrics.ts";
+import { createRegistry, createServerMetrics } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
+import type { PublishOutcome } from "./rpc/dependencies.ts";
 import { openPort } from "./rpc/port.ts";
 import { registerRoutes, routerOptions } from "./rpc/routes.ts";
+import { TenantQuotas } from "./rpc/tenant-quotas.ts";
 import { answerUnknownPath } from "./rpc/unknown-path.ts";
 import { openDatabase } from "./store/database.ts";
 import { ensurePartitions } from "./store/housekeeping.ts";
 import { appendEvents } from "./store/outbox/append.ts";
 import { GroupCommit } from "./store/outbox/group-commit.ts";
 import { createWakeUp } from "./store/outbox/wake-up.ts";
+import { countPending } from "./store/pending.ts";
 import { findStoreWaits } from "./store/readiness.ts";
 import { checkSecretKeys } from "./store/secret-keys.ts";
 
@@ -46,19 +51,33 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
   });
 
   let waits: readonly string[] = ["the server has not finished starting"];
+  const registry = createRegistry();
   const operations = await openOperationsPort(config.operationsListen, {
-    registry: createRegistry(),
+    registry,
     findWaits: async () => waits,
+  });
+  const metrics = createServerMetrics(registry, () => quotas.highestShares());
+  const quotas = new TenantQuotas({
+    eventsPerSecond: config.maxEventsPerSecond,
+    maxPending: config.maxPendingPerTenant,
+    nowMs,
+    onRefused: (quota) => metrics.refused.inc({ quota }),
   });
   const deps = {
     orm: db.orm,
     groupCommit,
     wakeUp,
     box,
-    bounds: { addressPolicy: toAddressPolicy(config), maxPendingMs: config.maxPendingMs },
+    bounds: {
+      addressPolicy: toAddressPolicy(config),
+      maxPendingMs: config.maxPendingMs,
+      payloadRetentionMs: config.payloadRetentionMs,
+    },
     userAttributeKeys: config.userAttributeKeys,
     maxEventBytes: config.maxEventBytes,
     maxSubscriptionsPerTenant: config.maxSubscriptionsPerTenant,
+    quotas,
+    onPublished: (outcome: PublishOutcome) => metrics.published.inc({ outcome }),
     now: Date.now,
     randomBytes,
     newUuidV7: () => uuidV7(),
@@ -89,6 +108,7 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
     const housekeeping = setInterval(() => {
       ensurePartitions(db.hot).catch((error) => logger.error({ error }, "housekeeping.failed"));
     }, HOUSEKEEPING_MS);
+    if (config.maxPendingPerTenant > 0) void watchPending(db.maintenance, quotas, config, logger, watchesEnd.signal);
     logger.info({ address: `${port.address.host}:${port.address.port}` }, "server.started");
 
     await stop.requested;
@@ -102,6 +122,30 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
   }
   await Promise.all([operations.close(), db.close()]);
   logger.info("server.stopped");
+}
+
+const COUNT_PENDING_MS = 10_000;
+/** What counting may take of the time. */
+const COUNTING_SHARE = 0.05;
+
+/** Counts what each tenant has pending, every ten seconds, or seldomer where that takes long. */
+async function watchPending(
+  sql: Sql,
+  quotas: TenantQuotas,
+  { maxPendingPerTenant }: Config,
+  logger: Logger,
+  signal: AbortSignal,
+): Promise<void> {
+  while (!signal.aborted) {
+    const beganAtMs = performance.now();
+    try {
+      quotas.counted(await countPending(sql, Math.ceil(maxPendingPerTenant / 10)));
+    } catch (error) {
+      if (!signal.aborted) logger.warn({ error }, "quotas.not_counted");
+    }
+    const tookMs = performance.now() - beganAtMs;
+    await pause(Math.max(COUNT_PENDING_MS, tookMs / COUNTING_SHARE), signal);
+  }
 }
 
 await runProcess("server", runServer);

@@ -65,6 +65,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     const connections = keepConnections(nowMs, config.requestTimeoutMs);
     const sending = {
       sql: db.hot,
+      patient: db.maintenance,
       resolve: shareAnswers(createResolver(config.requestTimeoutMs), nowMs),
       connections,
       judge: createAnswerJudge(toAddressPolicy(config)),
@@ -87,14 +88,18 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     });
     const tester = startTester({ ...sending, box });
     const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));
-    const { maxPendingMs } = config;
+    const { maxPendingMs, payloadRetentionMs } = config;
     void keepErasing({ ...sending, onDue: (lanes) => wakeUp.announce(lanes) }, stopping.signal);
-    void keepRedriving({ ...sending, maxPendingMs, onDue: (lane) => wakeUp.announce([lane]) }, stopping.signal);
+    void keepRedriving(
+      { ...sending, maxPendingMs, payloadRetentionMs, onDue: (lane) => wakeUp.announce([lane]) },
+      stopping.signal,
+    );
     const running = loop;
     const listener = listenForDue({
       url: config.databaseUrl,
       role: "nuncio_worker",
       onDue: (lanes) => running.wake(lanes),
+      onGap: () => running.catchUp(),
       onTest: () => tester.wake(),
       onLost: (error) => logger.warn({ error }, "listener.lost"),
     });

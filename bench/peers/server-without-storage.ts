@@ -7,6 +7,7 @@ import { createLogger } from "../../src/logger.ts";
 import type { RpcDependencies } from "../../src/rpc/dependencies.ts";
 import { openPort } from "../../src/rpc/port.ts";
 import { registerRoutes, routerOptions } from "../../src/rpc/routes.ts";
+import { TenantQuotas } from "../../src/rpc/tenant-quotas.ts";
 import { answerUnknownPath } from "../../src/rpc/unknown-path.ts";
 import type { AppendResult, AppendRow } from "../../src/store/outbox/append.ts";
 
@@ -22,7 +23,13 @@ const deps: RpcDependencies = {
   groupCommit,
   wakeUp: { announce: () => undefined },
   box: openSecretBox(config.secretKeys, randomBytes),
-  bounds: { addressPolicy: toAddressPolicy(config), maxPendingMs: config.maxPendingMs },
+  quotas: new TenantQuotas({ eventsPerSecond: 0, maxPending: 0, nowMs: () => 0, onRefused: () => undefined }),
+  onPublished: () => undefined,
+  bounds: {
+    addressPolicy: toAddressPolicy(config),
+    maxPendingMs: config.maxPendingMs,
+    payloadRetentionMs: config.payloadRetentionMs,
+  },
   userAttributeKeys: config.userAttributeKeys,
   maxEventBytes: config.maxEventBytes,
   maxSubscriptionsPerTenant: config.maxSubscriptionsPerTenant,

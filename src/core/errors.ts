@@ -31,7 +31,10 @@ export type Reason =
   | "DELIVERY_ENDED"
   | "REDRIVE_UNDER_WAY"
   | "REDRIVE_NOT_FOUND"
-  | "ERASURE_NOT_FOUND";
+  | "ERASURE_NOT_FOUND"
+  | "RATE_EXCEEDED"
+  | "TOO_MANY_PENDING"
+  | "TOO_MANY_SECRETS";
 
 type Details = { cause?: unknown; faults?: readonly Fault[]; retryAfterMs?: number };
 

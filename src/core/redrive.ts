@@ -8,7 +8,7 @@ export const REDRIVE_STATES = ["RUNNING", "SUCCEEDED", "CANCELLED"] as const;
 export type RedriveState = (typeof REDRIVE_STATES)[number];
 
 /** States that a delivery can be brought back from. */
-const ENDED: readonly DeliveryState[] = ["DELIVERED", "DEAD_LETTERED", "CANCELLED"];
+const REDRIVABLE: readonly DeliveryState[] = ["DELIVERED", "DEAD_LETTERED"];
 
 /** What a bulk redrive is to bring back. */
 export type RedriveSpec = {
@@ -26,8 +26,8 @@ export type RedriveSpec = {
 
 export function checkRedrive(spec: Omit<RedriveSpec, "subscription">, path: string, faults: Fault[]): void {
   spec.states.forEach((state, i) => {
-    if (!ENDED.includes(state)) {
-      faults.push({ path: `${path}.states[${i}]`, description: "is no state of a delivery that has ended" });
+    if (!REDRIVABLE.includes(state)) {
+      faults.push({ path: `${path}.states[${i}]`, description: "must be DELIVERED or DEAD_LETTERED" });
     }
   });
   const { createdFromMs, createdBeforeMs } = spec;

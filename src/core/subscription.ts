@@ -38,6 +38,8 @@ export type SubscriptionBounds = {
   readonly addressPolicy: AddressPolicy;
   /** What a retry schedule must stay below, with its jitter. */
   readonly maxPendingMs: number;
+  /** For how long an event's payload is kept. */
+  readonly payloadRetentionMs: number;
 };
 
 export type Subscription = Omit<SubscriptionSpec, "headers"> & {

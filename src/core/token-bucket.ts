@@ -1,6 +1,8 @@
 /** A rate limit in time: what may begin now, and when the next may. */
 export type TokenBucket = {
   readonly perSecond: number;
+  /** How many it holds at most, and so how many may begin at once. */
+  readonly most: number;
   readonly tokens: number;
   readonly filledAtMs: number;
 };
@@ -10,13 +12,17 @@ const BURST_SECONDS = 0.1;
 
 /** An empty one: whoever takes a limit over does not know what the one before has just let through. */
 export function emptyBucket(perSecond: number, nowMs: number): TokenBucket {
-  return { perSecond, tokens: 0, filledAtMs: nowMs };
+  return { perSecond, most: Math.max(1, perSecond * BURST_SECONDS), tokens: 0, filledAtMs: nowMs };
+}
+
+/** A full one that lets a whole second's worth through at once. */
+export function secondsBucket(perSecond: number, nowMs: number): TokenBucket {
+  return { perSecond, most: perSecond, tokens: perSecond, filledAtMs: nowMs };
 }
 
 export function refill(bucket: TokenBucket, nowMs: number): TokenBucket {
-  const most = Math.max(1, bucket.perSecond * BURST_SECONDS);
   const grown = bucket.tokens + (Math.max(0, nowMs - bucket.filledAtMs) / 1000) * bucket.perSecond;
-  return { ...bucket, tokens: Math.min(most, grown), filledAtMs: nowMs };
+  return { ...bucket, tokens: Math.min(bucket.most, grown), filledAtMs: nowMs };
 }
 
 /** Takes tokens out, or with a negative count puts back what was not used. */

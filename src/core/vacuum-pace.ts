@@ -1,7 +1,7 @@
 /** How often to look whether a vacuum is worth its work. */
 export const VACUUM_LOOK_MS = 5_000;
 /** And how seldom, while vacuums achieve nothing. */
-const LONGEST_PAUSE_MS = 300_000;
+export const LONGEST_VACUUM_PAUSE_MS = 300_000;
 /** Fewer dead rows than this cost nobody anything. */
 const FEWEST_DEAD = 10_000;
 
@@ -19,5 +19,5 @@ export function isWorthVacuum({ live, dead }: RowCounts): boolean {
  */
 export function nextVacuumPauseMs(pauseMs: number, before: RowCounts, after: RowCounts): number {
   const wasOfUse = after.dead < before.dead / 2;
-  return wasOfUse ? VACUUM_LOOK_MS : Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
+  return wasOfUse ? VACUUM_LOOK_MS : Math.min(pauseMs * 2, LONGEST_VACUUM_PAUSE_MS);
 }

@@ -1,6 +1,6 @@
 import type { Sql } from "postgres";
 import type { Uuid } from "../core/ids.ts";
-import { stepErasure } from "../store/erasures.ts";
+import { nextErasure, stepErasure } from "../store/erasures.ts";
 import { pause } from "./pause.ts";
 
 export type EraserOptions = {
@@ -15,27 +15,32 @@ export type EraserEvent =
   | { readonly kind: "erasure_ended"; readonly erasure: Uuid }
   | { readonly kind: "failed"; readonly step: "erase"; readonly error: unknown };
 
-/** Events that one step empties, under the user's lock: a transaction of some milliseconds. */
+/** Events that one step empties, under the user's lock: a transaction of some milliseconds. Fewer after a step that failed. */
 const BATCH = 100;
-/** How soon what is being sent is looked at again. */
-const WAIT_MS = 1_000;
-/** What everybody else gets of Postgres between two steps. */
+const SMALLEST_BATCH = 5;
+/** What everybody else gets of Postgres between two steps … */
 const BREATH_MS = 10;
+/** … and how soon what is being sent is looked at again. */
+const WAIT_MS = 500;
 
-/** Carries out erasures until it is told to stop, one step at a time; nothing is held between them. */
+/** Carries out erasures until it is told to stop, one step at a time, each in its turn; nothing is held between them. */
 export async function keepErasing(options: EraserOptions, signal: AbortSignal): Promise<void> {
   const { sql, pollIntervalMs, onDue, onEvent } = options;
+  let batch = BATCH;
   while (!signal.aborted) {
-    let pauseMs = pollIntervalMs;
+    let pauseMs = BREATH_MS;
     try {
-      const step = await stepErasure(sql, BATCH);
-      if (step) {
-        pauseMs = step.erased > 0 || step.hasEnded ? BREATH_MS : WAIT_MS;
-        if (step.lanes.length > 0) onDue(step.lanes);
-        if (step.hasEnded) onEvent({ kind: "erasure_ended", erasure: step.erasureUuid });
-      }
+      const erasure = await nextErasure(sql);
+      const step = erasure && (await stepErasure(sql, erasure, batch));
+      batch = Math.min(BATCH, batch * 2);
+      if (erasure === undefined) pauseMs = pollIntervalMs;
+      else if (step === undefined || step.hasToWait) pauseMs = WAIT_MS;
+      if (step && step.lanes.length > 0) onDue(step.lanes);
+      if (erasure && step?.hasEnded) onEvent({ kind: "erasure_ended", erasure });
     } catch (error) {
       onEvent({ kind: "failed", step: "erase", error });
+      batch = Math.max(SMALLEST_BATCH, Math.floor(batch / 2));
+      pauseMs = pollIntervalMs;
     }
     await pause(pauseMs, signal);
   }

@@ -11,6 +11,8 @@ import { pause } from "./pause.ts";
 
 export type LaneKeeperOptions = {
   readonly sql: Sql;
+  /** A client whose statements may take long, for what reads a lane from its beginning. */
+  readonly patient: Sql;
   readonly nowMs: () => number;
   readonly random: () => number;
   /** The retry schedule, in milliseconds. */
@@ -37,8 +39,9 @@ const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole. */
 const LATE_COMMIT_MS = 10_000;
-/** What looks at the whole outbox may take of the time. */
+/** What looks at the whole outbox may take of the time; but there is one this often, whatever it takes. */
 const WHOLE_LOOK_SHARE = 0.05;
+const LONGEST_WITHOUT_WHOLE_LOOK_MS = 30_000;
 
 /**
  * Keeps what the worker knows of the lanes in step with the database: which workers live, what others wrote down about a
@@ -100,7 +103,7 @@ export class LaneKeeper {
   }
 
   async #meet(keys: readonly number[]): Promise<void> {
-    const seen = await getLanes(this.#options.sql, keys);
+    const seen = await getLanes(this.#options.patient, keys);
     for (const sighting of seen) if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
   }
 
@@ -117,8 +120,9 @@ export class LaneKeeper {
   /**
    * Looks through the lanes with rows; returns how many it has seen, and which belong to a deleted subscription.
    *
-   * As a rule each look is a whole one. Where that takes long, because a transaction elsewhere keeps Postgres from clearing
-   * away what has ended, the looks between see only what has come due since the one before.
+   * As a rule each look is a whole one. Where that takes long, because there are thousands of lanes or because a transaction
+   * elsewhere keeps Postgres from clearing away what has ended, the looks between see only what has come due since the one
+   * before. A whole look that fails is not tried again at once either: the next look is one of those.
    */
   async look(signal: AbortSignal): Promise<{ lanes: number; orphaned: number[] }> {
     const { sql, nowMs } = this.#options;
@@ -130,20 +134,29 @@ export class LaneKeeper {
     let lanes = 0;
     let seen: LaneSighting[];
     let after = 0;
-    do {
-      seen = await listLanes(sql, { after, limit: PAGE, overdueMs });
-      for (const sighting of seen) {
-        if (sighting.deleted) orphaned.push(sighting.lane);
-        else this.lanes.sight(sighting, nowMs());
-      }
-      lanes += seen.length;
-      after = seen.at(-1)?.lane ?? after;
-    } while (seen.length === PAGE && !signal.aborted);
-    this.#lookedAtMs = beganAtMs;
-    if (isWhole) this.#wholeAtMs = nowMs() + (nowMs() - beganAtMs) * (1 / WHOLE_LOOK_SHARE - 1);
+    try {
+      do {
+        seen = await listLanes(sql, { after, limit: PAGE, overdueMs });
+        for (const sighting of seen) {
+          if (sighting.deleted) orphaned.push(sighting.lane);
+          else this.lanes.sight(sighting, nowMs());
+        }
+        lanes += seen.length;
+        after = seen.at(-1)?.lane ?? after;
+      } while (seen.length === PAGE && !signal.aborted);
+      this.#lookedAtMs = beganAtMs;
+    } finally {
+      const pauseMs = (nowMs() - beganAtMs) * (1 / WHOLE_LOOK_SHARE - 1);
+      if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_WHOLE_LOOK_MS);
+    }
     this.#mustPrepare = true;
     void this.report();
     return { lanes, orphaned };
+  }
+
+  /** Something may have been missed, and nobody knows since when: the next look is a whole one. */
+  catchUp(): void {
+    this.#wholeAtMs = Number.NEGATIVE_INFINITY;
   }
 
   /** One request of the lane is over. */
@@ -209,7 +222,7 @@ export class LaneKeeper {
         if (this.lanes.setWorkers(workers, nowMs())) {
           onEvent({ kind: "workers", count: workers.length });
           this.#mustPrepare = true;
-          this.#wholeAtMs = Number.NEGATIVE_INFINITY;
+          this.catchUp();
           onOpened();
         }
       } catch (error) {

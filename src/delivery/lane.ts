@@ -70,6 +70,11 @@ export class Lane {
   #lastFailure: string | undefined;
   #usedAtMs = Number.NEGATIVE_INFINITY;
   #sinceMs = Number.NEGATIVE_INFINITY;
+  /** Where a look that came while a claim was on its way has seen the first row: that claim may not have brought it. */
+  #foundMs = Number.POSITIVE_INFINITY;
+  /** How many a claim that is on its way may bring. */
+  #reserved = 0;
+  #restUntilMs = Number.NEGATIVE_INFINITY;
   #successReportedAtMs = Number.NEGATIVE_INFINITY;
   /** What the others have to be told. */
   #unreported: { event: LaneReport["event"] } | undefined;
@@ -88,7 +93,7 @@ export class Lane {
   adopt(sighting: LaneSighting, { nowMs, maxInFlight }: { nowMs: number; maxInFlight: number }): void {
     this.#usedAtMs = nowMs;
     const isChanged = sighting.revision > this.#revision;
-    this.setLimits(sighting, { nowMs, maxInFlight });
+    this.setLimits(sighting, { nowMs, maxInFlight, claimed: this.#reserved });
     if (this.isOwned && this.#foreign !== undefined && !isChanged) return;
     const at = (inMs: number | undefined) => (inMs === undefined ? Number.NEGATIVE_INFINITY : nowMs + inMs);
     const { breakerForMs, recoveringForMs, failingForMs, succeededAgoMs } = sighting;
@@ -132,6 +137,7 @@ export class Lane {
     // Postgres reckons in microseconds.
     const fromMs = Math.min(databaseDueAtMs - 1, databaseDueAtMs - dueInMs - LATE_COMMIT_MS);
     this.#sinceMs = this.#sinceMs === Number.NEGATIVE_INFINITY ? fromMs : Math.min(this.#sinceMs, fromMs);
+    this.#foundMs = Math.min(this.#foundMs, fromMs);
   }
 
   wake(dueAtMs: number): void {
@@ -171,7 +177,7 @@ export class Lane {
   /** How many may begin now, by everything that limits this lane. */
   room(nowMs: number): number {
     if (!this.isOwned || !this.isEnabled || this.#foreign === undefined) return 0;
-    if (this.dueAtMs > nowMs || this.#heldUntilMs > nowMs) return 0;
+    if (this.dueAtMs > nowMs || this.#heldUntilMs > nowMs || this.#restUntilMs > nowMs) return 0;
     const underWay = this.#underWay(nowMs);
     const { openUntilMs } = this.#breaker;
     if (openUntilMs !== undefined) return nowMs >= openUntilMs && underWay === 0 ? 1 : 0;
@@ -194,7 +200,13 @@ export class Lane {
     if (isFull) return this.#foreign.untilMs > nowMs ? this.#foreign.untilMs : Number.POSITIVE_INFINITY;
     const tokens = [this.#limit, this.#isRecovering(nowMs) ? this.#recovery?.pace : undefined];
     const tokenAtMs = tokens.map((bucket) => (bucket ? nextTokenAtMs(bucket) : Number.NEGATIVE_INFINITY));
-    return Math.max(this.dueAtMs, this.#heldUntilMs, openUntilMs ?? Number.NEGATIVE_INFINITY, ...tokenAtMs);
+    return Math.max(
+      this.dueAtMs,
+      this.#heldUntilMs,
+      this.#restUntilMs,
+      openUntilMs ?? Number.NEGATIVE_INFINITY,
+      ...tokenAtMs,
+    );
   }
 
   isProven(nowMs: number): boolean {
@@ -204,6 +216,8 @@ export class Lane {
   /** So many are being claimed: returns the due time from which on to look for them. */
   reserve(count: number, nowMs: number): number {
     this.#usedAtMs = nowMs;
+    this.#reserved = count;
+    this.#foundMs = Number.POSITIVE_INFINITY;
     this.#takeTokens(count, nowMs);
     return this.#sinceMs;
   }
@@ -218,9 +232,22 @@ export class Lane {
     this.#takeTokens(found.count - reserved, nowMs);
     this.hasMore = found.count >= reserved;
     const margin = this.hasMore ? LATE_COMMIT_IN_BACKLOG_MS : LATE_COMMIT_MS;
-    if (found.count > 0) this.#sinceMs = found.dueAtMs - margin;
+    if (found.count > 0) this.#sinceMs = Math.min(found.dueAtMs - margin, this.#foundMs);
+    this.#reserved = 0;
     // A later time that it was woken for is forgotten as well: the next look at the outbox brings it back.
     if (!this.hasMore && this.wakes === wakes) this.dueAtMs = Number.POSITIVE_INFINITY;
+  }
+
+  /** One row was claimed outside the shares. */
+  claimedAlone(nowMs: number): void {
+    this.inFlight += 1;
+    this.#takeTokens(1, nowMs);
+  }
+
+  /** What was claimed could not be sent: nothing more until then, whatever else is due. */
+  rest(untilMs: number): void {
+    this.#restUntilMs = Math.max(this.#restUntilMs, untilMs);
+    this.wake(untilMs);
   }
 
   #takeTokens(count: number, nowMs: number): void {

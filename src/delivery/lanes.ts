@@ -180,12 +180,17 @@ export class Lanes {
   }
 
   /** One row was claimed outside the shares. False if its lane is not known: then nothing may begin. */
-  claimedAlone(key: number): boolean {
+  claimedAlone(key: number, nowMs: number): boolean {
     const lane = this.#lanes.get(key);
     if (!lane) return false;
-    lane.inFlight += 1;
+    lane.claimedAlone(nowMs);
     this.#tenantOf(lane).inFlight += 1;
     return true;
+  }
+
+  /** What was claimed of the lane could not be sent, and is tried again then. */
+  rest(key: number, untilMs: number): void {
+    this.#lanes.get(key)?.rest(untilMs);
   }
 
   /** One request of the lane is over. Returns whether the other workers should hear of it at once. */

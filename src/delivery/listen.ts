@@ -11,6 +11,8 @@ export type ListenOptions = {
   readonly role: string;
   /** Lanes that may have something due; undefined: any lane. */
   readonly onDue: (lanes: readonly number[] | undefined) => void;
+  /** Wake-ups may have been missed, since nobody listened for a while. */
+  readonly onGap?: () => void;
   /** Somebody may have asked for a test of a subscription. */
   readonly onTest?: () => void;
   /** The connection was found silent or broken, and is replaced. */
@@ -40,6 +42,7 @@ export function listenForDue(options: ListenOptions): { close(): Promise<void> }
         await pause(RECONNECT_MS, closing.signal);
       }
       // What was sent while nobody listened is lost.
+      options.onGap?.();
       options.onDue(undefined);
       options.onTest?.();
     }

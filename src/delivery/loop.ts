@@ -15,6 +15,8 @@ import type { ReadyTarget, TargetCache } from "./targets.ts";
 export type LoopDependencies = DeliverDependencies & {
   readonly requestTimeoutMs: number;
   readonly sql: Sql;
+  /** A client whose statements may take long: for passes over the whole outbox, which nothing waits for. */
+  readonly patient: Sql;
   /** This worker, new with each start. */
   readonly worker: Uuid;
   readonly targets: TargetCache;
@@ -42,13 +44,15 @@ export type LoopEvent =
     }
   | {
       readonly kind: "failed";
-      readonly step: "claim" | "deliver" | "record" | "look" | "release";
+      readonly step: "claim" | "deliver" | "record" | "look" | "release" | "sweep";
       readonly error: unknown;
     };
 
 export type DeliveryLoop = {
   /** Lanes that may have something due; undefined: any. */
   wake(lanes: readonly number[] | undefined): void;
+  /** Wake-ups may have been missed: looks through everything. */
+  catchUp(): void;
   /** Stops claiming, hands back what has not begun, and resolves once what is in flight has ended and is recorded. */
   drain(): Promise<void>;
   /** Whether the last look at the outbox succeeded, for readiness. */
@@ -94,10 +98,11 @@ class Loop implements DeliveryLoop {
 
   constructor(deps: LoopDependencies) {
     this.#deps = deps;
-    const { sql, nowMs, orderHoldMs, onEvent } = deps;
+    const { sql, patient, nowMs, orderHoldMs, onEvent } = deps;
     this.#keeper = new LaneKeeper({ ...deps, onOpened: () => this.wake(undefined) });
     this.#sweeper = new Sweeper({
       sql,
+      patient,
       nowMs,
       orderHoldMs,
       onEnded: (reason, ended) => this.#ended(reason, ended),
@@ -121,6 +126,11 @@ class Loop implements DeliveryLoop {
       this.#nudgeLook();
     } else this.#keeper.wake(lanes);
     this.#nudgeClaim();
+  }
+
+  catchUp(): void {
+    this.#keeper.catchUp();
+    this.wake(undefined);
   }
 
   isHealthy(): boolean {
@@ -165,7 +175,7 @@ class Loop implements DeliveryLoop {
         const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
         const claimed = await claimDueDeliveries(this.#deps.sql, picks, lease);
         this.#lanes.claimed(picks, claimed, this.#deps.nowMs());
-        await this.#begin(claimed, this.#lastClaimAtMs, () => undefined);
+        await this.#begin(claimed, this.#lastClaimAtMs);
       } catch (error) {
         this.#deps.onEvent({ kind: "failed", step: "claim", error });
         await this.#wait(FAILURE_PAUSE_MS, (nudge) => {
@@ -213,7 +223,11 @@ class Loop implements DeliveryLoop {
   }
 
   /** Sends what may be sent on its lease; the rest goes back, its attempt not counted. */
-  async #begin(claimed: readonly ClaimedDelivery[], claimSentAtMs: number, onEnd: () => void): Promise<void> {
+  async #begin(
+    claimed: readonly ClaimedDelivery[],
+    claimSentAtMs: number,
+    { isAlone = false, onEnd = () => undefined }: { isAlone?: boolean; onEnd?: () => void } = {},
+  ): Promise<void> {
     const { targets, requestTimeoutMs, leaseMs } = this.#deps;
     this.#inFlight += claimed.length;
     const handBack: ClaimedDelivery[] = [];
@@ -241,7 +255,9 @@ class Loop implements DeliveryLoop {
       else if (databaseTimeMs(this.#deps, sendable) >= delivery.expiresAtMs) unsent(expired, delivery);
       else if (this.#isDraining || timeoutMs === undefined) unsent(handBack, delivery);
       else if (target === undefined || target.revision < delivery.revision) unsent(handBack, delivery);
-      else if (this.#lanes.isOverLimit(delivery.subscriptionKey, this.#deps.nowMs())) unsent(handBack, delivery);
+      // One that was claimed alone stands outside the shares: it is sent, or nothing would ever come of it.
+      else if (!isAlone && this.#lanes.isOverLimit(delivery.subscriptionKey, this.#deps.nowMs()))
+        unsent(handBack, delivery);
       else void this.#attempt(sendable, target, timeoutMs, onEnd);
     }
     if (handBack.length > 0) await this.#release(handBack);
@@ -278,7 +294,7 @@ class Loop implements DeliveryLoop {
       this.#deps.onEvent({ kind: "released", count });
       // Due again at once; the pause keeps what cannot be sent right now from going back and forth.
       const again = this.#deps.nowMs() + FAILURE_PAUSE_MS;
-      for (const { subscriptionKey } of deliveries) this.#lanes.wake(subscriptionKey, again);
+      for (const { subscriptionKey } of deliveries) this.#lanes.rest(subscriptionKey, again);
       this.#nudgeClaim();
     } catch (error) {
       // Their leases end by themselves.
@@ -327,9 +343,19 @@ class Loop implements DeliveryLoop {
     const { lanes, orphaned } = await this.#keeper.look(this.#draining.signal);
     this.#nudgeClaim();
     for (const lane of orphaned) await this.#sweeper.cancelOrphans(lane);
-    await this.#sweeper.sweep();
+    await this.#sweeper.sweepLost();
+    void this.#sweepWhole();
     await this.#quarantine();
     return lanes;
+  }
+
+  /** Beside the looks, which must not wait for it. */
+  async #sweepWhole(): Promise<void> {
+    try {
+      await this.#sweeper.sweepWhole();
+    } catch (error) {
+      if (!this.#isDraining) this.#deps.onEvent({ kind: "failed", step: "sweep", error });
+    }
   }
 
   /** One delivery at a time of those that may be what kills workers. */
@@ -342,15 +368,16 @@ class Loop implements DeliveryLoop {
     this.#quarantined += 1;
     this.#keeper.wake([claimed.subscriptionKey]);
     await this.#keeper.prepare();
-    if (!this.#lanes.claimedAlone(claimed.subscriptionKey)) {
+    if (!this.#lanes.claimedAlone(claimed.subscriptionKey, this.#deps.nowMs())) {
       this.#quarantined -= 1;
       await this.#release([claimed]);
       return;
     }
-    await this.#begin([claimed], sentAtMs, () => {
+    const onEnd = () => {
       this.#quarantined -= 1;
       this.#nudgeLook();
-    });
+    };
+    await this.#begin([claimed], sentAtMs, { isAlone: true, onEnd });
   }
 
   #wait(ms: number, expose: (nudge: () => void) => void): Promise<void> {

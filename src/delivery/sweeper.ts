@@ -11,6 +11,8 @@ import { promoteStranded } from "../store/outbox/promote.ts";
 
 export type SweeperOptions = {
   readonly sql: Sql;
+  /** For the passes. */
+  readonly patient: Sql;
   readonly nowMs: () => number;
   readonly orderHoldMs: number;
   readonly onEnded: (reason: EndReason, ended: Ended) => void;
@@ -27,6 +29,7 @@ const LARGEST_SHARE = 0.05;
 export class Sweeper {
   readonly #options: SweeperOptions;
   #wholeAtMs = Number.NEGATIVE_INFINITY;
+  #isSweeping = false;
 
   constructor(options: SweeperOptions) {
     this.#options = options;
@@ -37,22 +40,38 @@ export class Sweeper {
     onEnded("SUBSCRIPTION_DELETED", await cancelDeliveriesOfDeletedSubscription(sql, lane, BATCH));
   }
 
-  /** What is found by an index each time, and what takes a pass over the whole outbox once in a while. */
-  async sweep(): Promise<void> {
-    const { sql, nowMs, orderHoldMs, onEnded, onStranded } = this.#options;
+  /** What is found by an index of its own each time. */
+  async sweepLost(): Promise<void> {
+    const { sql, onEnded } = this.#options;
     onEnded("WORKER_LOST", await endLostDeliveries(sql, BATCH));
+  }
 
-    const now = nowMs();
-    if (now < this.#wholeAtMs) return;
-    const stranded = await promoteStranded(sql, BATCH);
+  /** What takes passes over the whole outbox, once in a while. Does nothing while one is on its way. */
+  async sweepWhole(): Promise<void> {
+    const { nowMs, orderHoldMs } = this.#options;
+    const beganAtMs = nowMs();
+    if (this.#isSweeping || beganAtMs < this.#wholeAtMs) return;
+    this.#isSweeping = true;
+    let isDone = true;
+    try {
+      isDone = (await this.#passOver()) < BATCH;
+    } finally {
+      this.#isSweeping = false;
+      const pauseMs = (nowMs() - beganAtMs) * (1 / LARGEST_SHARE - 1);
+      // Where more are waiting, the next call goes on.
+      if (isDone) this.#wholeAtMs = nowMs() + Math.max(pauseMs, Math.min(LONGEST_PAUSE_MS, orderHoldMs / 4));
+    }
+  }
+
+  /** The most that one of the passes has found. */
+  async #passOver(): Promise<number> {
+    const { patient, orderHoldMs, onEnded, onStranded } = this.#options;
+    const stranded = await promoteStranded(patient, BATCH);
     onStranded(stranded);
-    const holding = await endHoldingDeliveries(sql, orderHoldMs, BATCH);
+    const holding = await endHoldingDeliveries(patient, orderHoldMs, BATCH);
     onEnded("ORDER_HOLD", holding);
-    const expired = await endExpiredDeliveries(sql, BATCH);
+    const expired = await endExpiredDeliveries(patient, BATCH);
     onEnded("EXPIRED", expired);
-    // Where more are waiting, the next call goes on.
-    if (Math.max(stranded.length, holding.count, expired.count) === BATCH) return;
-    const pauseMs = (nowMs() - now) * (1 / LARGEST_SHARE - 1);
-    this.#wholeAtMs = nowMs() + Math.max(pauseMs, Math.min(LONGEST_PAUSE_MS, orderHoldMs / 4));
+    return Math.max(stranded.length, holding.count, expired.count);
   }
 }

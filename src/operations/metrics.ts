@@ -7,6 +7,43 @@ export function createRegistry(): Registry {
   return registry;
 }
 
+/** What a server counts. */
+export type ServerMetrics = {
+  readonly published: Counter<"outcome">;
+  readonly refused: Counter<"quota">;
+};
+
+/** `shares`: how much of each quota the tenant that is nearest to it has used. */
+export function createServerMetrics(
+  registry: Registry,
+  shares: () => Readonly<Record<"rate" | "pending", number>>,
+): ServerMetrics {
+  const registers = [registry];
+  new Gauge({
+    name: "nuncio_tenant_quota_used_ratio",
+    help: "How much of a quota the tenant that is nearest to it has used, from 0 to 1: at 1 its publishes are refused.",
+    labelNames: ["quota"],
+    registers,
+    collect() {
+      for (const [quota, share] of Object.entries(shares())) this.set({ quota }, share);
+    },
+  });
+  return {
+    published: new Counter({
+      name: "nuncio_published_events_total",
+      help: "Events that were asked to be stored, by what became of them: accepted, duplicate, conflict.",
+      labelNames: ["outcome"],
+      registers,
+    }),
+    refused: new Counter({
+      name: "nuncio_quota_refusals_total",
+      help: "Events refused since their tenant was over a quota, by quota.",
+      labelNames: ["quota"],
+      registers,
+    }),
+  };
+}
+
 /** What a worker counts. Never a tenant, a subscription or a user in a label: their number has no bound. */
 export type WorkerMetrics = {
   readonly attempts: Counter<"outcome">;

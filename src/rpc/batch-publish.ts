@@ -22,7 +22,10 @@ export function batchPublish(deps: RpcDependencies) {
   return async (request: BatchPublishRequest, context: HandlerContext): Promise<BatchPublishResponse> => {
     checkRequest(request);
     const traceparent = traceparentOf(context);
-    const rows = request.events.map((event, i) => attempt(() => toAppendRow(deps, event, `events[${i}]`, traceparent)));
+    const admit = admission(deps);
+    const rows = request.events.map((event, i) =>
+      attempt(() => admit(toAppendRow(deps, event, `events[${i}]`, traceparent))),
+    );
     const good = rows.filter((row): row is AppendRow => !(row instanceof NuncioError));
     const appended = good.length === 0 ? [] : await appendOrFail(deps, good);
     let next = 0;
@@ -30,12 +33,23 @@ export function batchPublish(deps: RpcDependencies) {
       if (row instanceof NuncioError) return toFailure(row);
       const result = appended instanceof NuncioError ? appended : (appended[next++] as AppendResult);
       if (result instanceof NuncioError) return toFailure(result);
-      const response = attempt(() => toPublishResponse(row, result));
+      const response = attempt(() => toPublishResponse(deps, row, result));
       return response instanceof NuncioError
         ? toFailure(response)
         : create(PublishResultSchema, { result: { case: "success", value: response } });
     });
     return create(BatchPublishResponseSchema, { results });
+  };
+}
+
+/** Once an event of a tenant is over its quota, so are those after it: they must not overtake it. */
+function admission({ quotas }: Pick<RpcDependencies, "quotas">): (row: AppendRow) => AppendRow {
+  const refused = new Map<string, NuncioError>();
+  return (row) => {
+    const error = refused.get(row.tenantId) ?? attempt(() => quotas.admit(row.tenantId));
+    if (!(error instanceof NuncioError)) return row;
+    refused.set(row.tenantId, error);
+    throw error;
   };
 }
 

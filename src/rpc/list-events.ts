@@ -20,13 +20,12 @@ export function listEvents(deps: RpcDependencies) {
     const list = ["events", request.tenantId, filter];
     const after = request.pageToken === "" ? undefined : parsePageToken(list, request.pageToken, 1)[0];
     const limit = effectivePageSize(request.pageSize);
-    const { events, hasMore } = await whileAvailable(() =>
+    const { events, next } = await whileAvailable(() =>
       readEvents(deps.orm, request.tenantId, filter, { after, limit }),
     );
-    const last = events.at(-1);
     return create(ListEventsResponseSchema, {
       events: events.map(fromStoredEvent),
-      nextPageToken: hasMore && last ? formatPageToken(list, [last.eventKey]) : "",
+      nextPageToken: next === undefined ? "" : formatPageToken(list, [next]),
     });
   };
 }

@@ -27,8 +27,9 @@ export function publish(deps: RpcDependencies) {
     const unknown: Fault[] = [];
     refuseUnknownFields(request, "", unknown);
     const row = toAppendRow(deps, request.event, "event", traceparentOf(context), unknown);
+    deps.quotas.admit(row.tenantId);
     const [result] = await deps.groupCommit.publish([row]);
-    return toPublishResponse(row, result as AppendResult);
+    return toPublishResponse(deps, row, result as AppendResult);
   };
 }
 
@@ -80,7 +81,13 @@ export function readEvent(
   return draft;
 }
 
-export function toPublishResponse(row: AppendRow, result: AppendResult): PublishResponse {
+export function toPublishResponse(
+  { quotas, onPublished }: Pick<RpcDependencies, "quotas" | "onPublished">,
+  row: AppendRow,
+  result: AppendResult,
+): PublishResponse {
+  onPublished(result.kind === "appended" ? "accepted" : result.kind);
+  if (result.kind === "appended") quotas.added(row.tenantId, result.deliveries);
   if (result.kind === "conflict") {
     throw new AlreadyExistsError("EVENT_ID_REUSED", `event id ${row.eventId} stands for other content in this tenant`);
   }

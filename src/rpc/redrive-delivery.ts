@@ -14,9 +14,7 @@ export function redriveDelivery(deps: RpcDependencies) {
   return async (request: RedriveDeliveryRequest): Promise<RedriveDeliveryResponse> => {
     checkRequest(request, { required: ["id"] });
     const place = toDeliveryPlace(request.id);
-    const { delivery, lanes } = await whileAvailable(() =>
-      repair(deps.orm, request.tenantId, place, { maxPendingMs: deps.bounds.maxPendingMs }),
-    );
+    const { delivery, lanes } = await whileAvailable(() => repair(deps.orm, request.tenantId, place, deps.bounds));
     deps.wakeUp.announce(lanes);
     return create(RedriveDeliveryResponseSchema, { delivery: fromDelivery(delivery) });
   };

@@ -26,9 +26,11 @@ export function rotateWebhookSubscriptionSecret(deps: RpcDependencies) {
     checkRequest(request, { required: ["id"], faults });
     const uuid = toSubscriptionUuid(request.id);
     const secret = new Secret(formatSigningSecret(deps.randomBytes(SIGNING_SECRET_BYTES)));
-    const { subscription } = await whileAvailable(() =>
+    const { subscription, lane } = await whileAvailable(() =>
       rotateSecret(deps.orm, deps.box, request.tenantId, uuid, { secret, graceMs }),
     );
+    // A claim that came meanwhile has left the lane out, and may think that nothing is due in it.
+    deps.wakeUp.announce([lane]);
     return create(RotateWebhookSubscriptionSecretResponseSchema, {
       webhookSubscription: fromSubscription(subscription),
       signingSecret: secret.reveal(),

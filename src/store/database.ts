@@ -21,7 +21,7 @@ export type DatabaseOptions = {
 export type Database = {
   readonly orm: PostgresJsDatabase;
   readonly hot: Sql;
-  /** One connection for what may take long and nobody waits for; given up again when it is idle. */
+  /** For what may take long and nobody waits for: two connections, given up again when they are idle. */
   readonly maintenance: Sql;
   close(): Promise<void>;
 };
@@ -80,7 +80,7 @@ export function openDatabase(options: DatabaseOptions): Database {
   const cold = connect(options.connections, true);
   const hot = connect(options.hotConnections, HOT_COMMIT_WAITS_FOR_DISK[options.role], { settings: HOT_SETTINGS });
   const patience = { timeoutMs: MAINTENANCE_TIMEOUT_MS, idleSeconds: MAINTENANCE_IDLE_SECONDS };
-  const maintenance = connect(1, false, patience);
+  const maintenance = connect(2, false, patience);
   return {
     orm: drizzle(cold),
     hot,

@@ -218,10 +218,15 @@ function inFilter(source: SQL, filter: DeliveryFilter, after: DeliveryPlace | un
   }
   if (filter.userId !== undefined) {
     // By the user's events, and not by walking through everybody's deliveries for those of one.
-    const bound = after ? sql`AND u.event_key <= ${after.eventKey}::uuid` : sql``;
+    const { createdFromMs, createdBeforeMs } = filter;
+    const bounds = [
+      after && sql`AND u.event_key <= ${after.eventKey}::uuid`,
+      createdFromMs === undefined ? undefined : sql`AND u.event_key >= ${leastUuidAt(createdFromMs)}::uuid`,
+      createdBeforeMs === undefined ? undefined : sql`AND u.event_key < ${leastUuidAt(createdBeforeMs)}::uuid`,
+    ].filter((bound) => bound !== undefined);
     conditions.push(sql`${source}.event_key = ANY (ARRAY(
       SELECT u.event_key FROM nuncio.events u
-      WHERE u.tenant_key = l.tenant_key AND u.user_id = ${filter.userId} ${bound}))`);
+      WHERE u.tenant_key = l.tenant_key AND u.user_id = ${filter.userId} ${sql.join(bounds, sql` `)}))`);
   }
   if (filter.eventTypes.length > 0) {
     const codes = filter.eventTypes.map((type) => sql`${toEventTypeCode(type)}::smallint`);

@@ -1,4 +1,4 @@
-import { and, eq } from "drizzle-orm";
+import { and, eq, sql } from "drizzle-orm";
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import type { Sql } from "postgres";
 import { fromCode, toCode } from "../core/codes.ts";
@@ -37,7 +37,17 @@ export async function createErasure(
       .select()
       .from(erasures)
       .where(and(eq(erasures.tenantKey, tenantKey), eq(erasures.userId, userId), eq(erasures.state, state)));
-    if (running) return toErasure(running, tenantId);
+    if (running) {
+      // What has come since it was asked for is meant as well: from the newest event back once more.
+      const again = { eraseBefore: sql`now()`, scannedKey: null };
+      const [moved] = await tx
+        .update(erasures)
+        .set(again)
+        .where(and(eq(erasures.erasureUuid, running.erasureUuid), eq(erasures.state, state)))
+        .returning();
+      // It has ended this very moment: then it is a new one.
+      if (moved) return toErasure(moved, tenantId);
+    }
     const [row] = await tx.insert(erasures).values({ erasureUuid, tenantKey, userId, state }).returning();
     return toErasure(row as ErasureRow, tenantId);
   });
@@ -66,43 +76,62 @@ function toErasure(row: ErasureRow, tenantId: string): Erasure {
   };
 }
 
+/** The job that has waited longest, whose turn it is now, whatever becomes of its step; undefined if none runs. */
+export async function nextErasure(hot: Sql): Promise<Uuid | undefined> {
+  const [row] = await hot<{ erasure_uuid: Uuid }[]>`
+    UPDATE nuncio.erasures SET stepped_at = clock_timestamp() WHERE erasure_uuid = (
+      SELECT n.erasure_uuid FROM nuncio.erasures n WHERE n.state = 1 ORDER BY n.stepped_at LIMIT 1 FOR UPDATE SKIP LOCKED)
+    RETURNING erasure_uuid`;
+  return row?.erasure_uuid;
+}
+
 /** What one step of a job came to. */
 export type ErasureStep = {
-  readonly erasureUuid: Uuid;
-  /** Events that were emptied; none where the rest is being sent right now, or where there was nothing left. */
-  readonly erased: number;
   readonly lanes: readonly number[];
+  /** What is left is being sent right now. */
+  readonly hasToWait: boolean;
   readonly hasEnded: boolean;
 };
 
 /**
- * Makes the next step of the job that has waited longest; undefined if there is none. One transaction under the lock on the
- * job's row and the user's: whoever dies in it has done nothing of it, and no event of the user comes or ends meanwhile.
+ * Makes the next step of a job, over up to `batch` events; undefined if another worker is at it, or if it has ended. One
+ * transaction under the lock on the job's row and the user's: whoever dies in it has done nothing of it, and no event of the
+ * user comes or ends meanwhile.
+ *
+ * A pass goes from the newest event back, so that the first of the user's order goes last: whatever comes due by its end
+ * tells that the user has left, or is nobody's.
  */
-export async function stepErasure(hot: Sql, batch: number): Promise<ErasureStep | undefined> {
+export async function stepErasure(hot: Sql, erasureUuid: Uuid, batch: number): Promise<ErasureStep | undefined> {
   return hot.begin(async (tx) => {
-    const [job] = await tx<{ erasure_uuid: Uuid; tenant_key: number; user_id: string; tenant_id: string }[]>`
-      SELECT j.erasure_uuid, j.tenant_key, j.user_id, t.tenant_id
+    const [job] = await tx<{ tenant_key: number; user_id: string; tenant_id: string; left_behind: boolean }[]>`
+      SELECT j.tenant_key, j.user_id, t.tenant_id, j.left_behind
       FROM nuncio.erasures j JOIN nuncio.tenants t ON t.tenant_key = j.tenant_key
-      WHERE j.state = 1 ORDER BY j.stepped_at LIMIT 1 FOR UPDATE OF j SKIP LOCKED`;
+      WHERE j.erasure_uuid = ${erasureUuid} AND j.state = 1 FOR UPDATE OF j SKIP LOCKED`;
     if (!job) return undefined;
     await tx`SELECT nuncio.lock_users(ARRAY[nuncio.user_key(${job.tenant_id}, ${job.user_id})])`;
-    const events = await tx<{ event_key: Uuid; body: string }[]>`
-      SELECT e.event_key, e.body FROM nuncio.erasures j
-      JOIN nuncio.events e ON e.tenant_key = j.tenant_key AND e.user_id = j.user_id
-        AND e.event_key < nuncio.least_uuid_at(j.created_at + interval '1 millisecond')
-      WHERE j.erasure_uuid = ${job.erasure_uuid} AND NOT e.erased
-      ORDER BY e.event_key LIMIT ${batch}`;
-    const [done] = await tx<{ erased: number; cancelled: number; due_lanes: number[] }[]>`
-      SELECT erased, cancelled, due_lanes FROM nuncio.erase_events(${job.tenant_key},
-        ${events.map(({ event_key }) => event_key)}::text[]::uuid[], ${events.map(({ body }) => eraseBody(body))}::text[])`;
-    const { erased = 0, cancelled = 0, due_lanes: lanes = [] } = done ?? {};
-    const hasEnded = events.length === 0;
+    const events = await tx<{ event_key: Uuid; body: string; erased: boolean }[]>`
+      SELECT e.event_key, e.body, e.erased FROM nuncio.erasures j CROSS JOIN LATERAL (
+        SELECT e.event_key, e.body, e.erased FROM nuncio.events e
+        WHERE e.tenant_key = j.tenant_key AND e.user_id = j.user_id
+          AND e.event_key < coalesce(j.scanned_key, nuncio.least_uuid_at(j.erase_before + interval '1 millisecond'))
+        ORDER BY e.event_key DESC LIMIT ${batch}
+      ) AS e
+      WHERE j.erasure_uuid = ${erasureUuid} ORDER BY e.event_key DESC`;
+    const open = events.filter(({ erased }) => !erased);
+    const [done] = await tx<{ erased: number; cancelled: number; left_behind: number; due_lanes: number[] }[]>`
+      SELECT erased, cancelled, left_behind, due_lanes FROM nuncio.erase_events(${job.tenant_key},
+        ${open.map(({ event_key }) => event_key)}::text[]::uuid[], ${open.map(({ body }) => eraseBody(body))}::text[])`;
+    const { erased = 0, cancelled = 0, left_behind = 0, due_lanes: lanes = [] } = done ?? {};
+    const isPassOver = events.length < batch;
+    const leftBehind = job.left_behind || left_behind > 0;
+    const hasEnded = isPassOver && !leftBehind;
     await tx`
       UPDATE nuncio.erasures SET erased_count = erased_count + ${erased}, cancelled_count = cancelled_count + ${cancelled},
-        stepped_at = clock_timestamp(), state = ${toCode(ERASURE_STATES, hasEnded ? "SUCCEEDED" : "RUNNING")},
+        scanned_key = ${isPassOver ? null : (events.at(-1)?.event_key ?? null)}::uuid,
+        left_behind = ${leftBehind && !isPassOver}::boolean,
+        state = ${toCode(ERASURE_STATES, hasEnded ? "SUCCEEDED" : "RUNNING")},
         ended_at = CASE WHEN ${hasEnded}::boolean THEN now() END
-      WHERE erasure_uuid = ${job.erasure_uuid}`;
-    return { erasureUuid: job.erasure_uuid, erased, lanes, hasEnded };
+      WHERE erasure_uuid = ${erasureUuid}`;
+    return { lanes, hasToWait: isPassOver && leftBehind, hasEnded };
   });
 }

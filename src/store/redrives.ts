@@ -129,29 +129,37 @@ function toRedrive(row: RedriveRow, tenantId: string, subscription: Uuid): Redri
   };
 }
 
+export type StepOptions = {
+  /** Events to look at. */
+  readonly batch: number;
+  /** Rows of the job that may be pending at once. */
+  readonly maxAhead: number;
+  readonly maxPendingMs: number;
+  readonly payloadRetentionMs: number;
+};
+
+/** The job that has waited longest, whose turn it is now; undefined if none runs. */
+export async function nextRedrive(hot: Sql): Promise<Uuid | undefined> {
+  const [row] = await hot<{ uuid: Uuid | null }[]>`SELECT nuncio.next_redrive() AS uuid`;
+  return row?.uuid ?? undefined;
+}
+
 /** What one step of a job came to. */
 export type RedriveStep = {
-  readonly redriveUuid: Uuid;
   readonly lane: number;
   /** Undefined where the job waits until fewer of its rows are pending. */
   readonly redriven: number | undefined;
   readonly hasEnded: boolean;
 };
 
-/** Makes the next step of the job that has waited longest; undefined if there is none. See `nuncio.step_redrive`. */
+/** Makes the next step of a job; undefined if another worker is at it, or if it has ended. See `nuncio.step_redrive`. */
 export async function stepRedrive(
   hot: Sql,
-  { batch, maxAhead, maxPendingMs }: { batch: number; maxAhead: number; maxPendingMs: number },
+  redriveUuid: Uuid,
+  { batch, maxAhead, maxPendingMs, payloadRetentionMs }: StepOptions,
 ): Promise<RedriveStep | undefined> {
-  const [row] = await hot<{ redrive_uuid: Uuid; lane: number; redriven: number | null; has_ended: boolean }[]>`
-    SELECT redrive_uuid, lane, redriven, has_ended
-    FROM nuncio.step_redrive(${batch}::integer, ${maxAhead}::integer, ${maxPendingMs}::bigint)`;
-  return (
-    row && {
-      redriveUuid: row.redrive_uuid,
-      lane: row.lane,
-      redriven: row.redriven ?? undefined,
-      hasEnded: row.has_ended,
-    }
-  );
+  const [row] = await hot<{ lane: number; redriven: number | null; has_ended: boolean }[]>`
+    SELECT lane, redriven, has_ended FROM nuncio.step_redrive(${redriveUuid}::uuid, ${batch}::integer, ${maxAhead}::integer,
+      ${maxPendingMs}::bigint, ${payloadRetentionMs}::bigint)`;
+  return row && { lane: row.lane, redriven: row.redriven ?? undefined, hasEnded: row.has_ended };
 }

@@ -12,11 +12,12 @@ export async function redriveDelivery(
   orm: PostgresJsDatabase,
   tenantId: string,
   place: DeliveryPlace,
-  { maxPendingMs }: { maxPendingMs: number },
+  { maxPendingMs, payloadRetentionMs }: { maxPendingMs: number; payloadRetentionMs: number },
 ): Promise<Repaired> {
   const lane = await findLane(orm, tenantId, place);
   const [row] = await orm.execute<{ outcome: "redriven" | "due_now" | "waits" | "under_way" | "not_redrivable" }>(sql`
-    SELECT nuncio.redrive_delivery(${lane}::integer, ${place.eventKey}::uuid, ${maxPendingMs}::bigint) AS outcome`);
+    SELECT nuncio.redrive_delivery(${lane}::integer, ${place.eventKey}::uuid, ${maxPendingMs}::bigint,
+      ${payloadRetentionMs}::bigint) AS outcome`);
   switch (row?.outcome) {
     case "waits":
       throw new FailedPreconditionError("DELIVERY_WAITS", "an earlier delivery of the same user has not ended");

@@ -323,6 +323,12 @@ export const erasures = nuncio.table(
     state: smallint("state").notNull(),
     erasedCount: bigint("erased_count", { mode: "number" }).notNull().default(0),
     cancelledCount: bigint("cancelled_count", { mode: "number" }).notNull().default(0),
+    /** Events accepted up to here; asking again while it runs moves it on. */
+    eraseBefore: time("erase_before").notNull().defaultNow(),
+    /** How far this pass is, which goes from the newest event back; null at its beginning. */
+    scannedKey: uuid("scanned_key").$type<Uuid>(),
+    /** Whether something was being sent when this pass came by, so that another one has to follow. */
+    leftBehind: boolean("left_behind").notNull().default(false),
     createdAt: time("created_at").notNull().defaultNow(),
     /** When a worker last made a step or found that it has to wait. */
     steppedAt: time("stepped_at").notNull().defaultNow(),

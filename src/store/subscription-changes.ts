@@ -1,4 +1,4 @@
-import { and, desc, eq, isNull, sql } from "drizzle-orm";
+import { and, count, eq, isNull, sql } from "drizzle-orm";
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import { fromCode, toCode } from "../core/codes.ts";
 import type { SecretBox } from "../core/encryption.ts";
@@ -70,18 +70,21 @@ export async function rotateSecret(
     subscriptionUuid,
     async (tx, { subscription: { subscriptionKey, tenantKey } }) => {
       const ofSubscription = eq(signingSecrets.subscriptionKey, subscriptionKey);
+      const [live] = await tx
+        .select({ count: count() })
+        .from(signingSecrets)
+        .where(and(ofSubscription, sql`(${signingSecrets.expiresAt} IS NULL OR ${signingSecrets.expiresAt} > now())`));
+      if (graceMs > 0 && (live?.count ?? 0) >= MOST_SECRETS) {
+        const message = `${MOST_SECRETS} secrets sign already; wait until one has ended, or end all replaced ones with a grace_period of 0`;
+        throw new FailedPreconditionError("TOO_MANY_SECRETS", message);
+      }
       const end = sql`now() + ${graceMs} * interval '1 millisecond'`;
       await tx
         .update(signingSecrets)
         .set({ expiresAt: end })
         .where(and(ofSubscription, isNull(signingSecrets.expiresAt)));
-      const kept = tx
-        .select({ key: signingSecrets.secretKey })
-        .from(signingSecrets)
-        .where(and(ofSubscription, sql`${graceMs} > 0 AND ${signingSecrets.expiresAt} > now()`))
-        .orderBy(desc(signingSecrets.secretKey))
-        .limit(MOST_SECRETS - 1);
-      await tx.delete(signingSecrets).where(and(ofSubscription, sql`${signingSecrets.secretKey} NOT IN ${kept}`));
+      const isOver = sql`(${graceMs}::bigint = 0 OR ${signingSecrets.expiresAt} <= now())`;
+      await tx.delete(signingSecrets).where(and(ofSubscription, isOver));
       const context = { purpose: "signing_secret" as const, tenantId, subscriptionId: subscriptionUuid };
       await tx.insert(signingSecrets).values({ subscriptionKey, tenantKey, ...box.seal(secret, context) });
       return {};
@@ -138,6 +141,12 @@ async function changeSubscription(
   return orm.transaction(async (tx) => {
     const lane = (await findRow(tx, tenantId, subscriptionUuid)).subscription.subscriptionKey;
     await tx.execute(sql`SELECT pg_advisory_xact_lock(${LANE_LOCK}, ${lane})`);
+    // Before its lane's state, which whoever reports on the lane locks in the same order.
+    await tx
+      .select({ key: webhookSubscriptions.subscriptionKey })
+      .from(webhookSubscriptions)
+      .where(eq(webhookSubscriptions.subscriptionKey, lane))
+      .for("no key update");
     const current = await findRow(tx, tenantId, subscriptionUuid);
     const columns = await change(tx, current);
     const [row] = await tx

@@ -73,7 +73,7 @@ export type TakenTest = {
   readonly remainingMs: number;
 };
 
-/** Takes up to `limit` tests over, the oldest first; those of servers that wait no longer are removed. */
+/** Takes up to `limit` tests over, those of tenants with fewest on their way first; those of servers that wait no longer are removed. */
 export async function takeTests(sql: Sql, limit: number): Promise<TakenTest[]> {
   const rows = await sql<{ subscription_key: number; test_uuid: Uuid; taken_ms: number; remaining_ms: number }[]>`
     WITH outlived AS (
@@ -81,7 +81,10 @@ export async function takeTests(sql: Sql, limit: number): Promise<TakenTest[]> {
     ), untaken AS (
       SELECT t.subscription_key FROM nuncio.subscription_tests t
       WHERE t.taken_at IS NULL AND t.requested_at >= now() - ${LONGEST_TEST_MS} * interval '1 millisecond'
-      ORDER BY t.requested_at LIMIT ${limit} FOR UPDATE SKIP LOCKED
+      -- Who has fewest on their way comes first: many tests of one tenant keep nobody else's waiting.
+      ORDER BY (SELECT count(*) FROM nuncio.subscription_tests o WHERE o.tenant_key = t.tenant_key AND o.taken_at IS NOT NULL),
+        t.requested_at
+      LIMIT ${limit} FOR UPDATE SKIP LOCKED
     )
     UPDATE nuncio.subscription_tests t SET taken_at = now() FROM untaken u WHERE t.subscription_key = u.subscription_key
     RETURNING t.subscription_key, t.test_uuid, extract(epoch FROM now())::float8 * 1000 AS taken_ms,

@@ -9,18 +9,27 @@ export async function mayVacuumOutbox(sql: Sql): Promise<boolean> {
   return row?.may ?? false;
 }
 
-/** What the statistics say of the outbox; a second behind at most. */
-export async function countOutboxRows(sql: Sql): Promise<RowCounts> {
-  const [row] = await sql<{ live: number; dead: number }[]>`
-    SELECT pg_stat_get_live_tuples(c.oid)::double precision AS live, pg_stat_get_dead_tuples(c.oid)::double precision AS dead
+/** What the statistics say of the outbox, some seconds behind at most; `vacuums` counts those that have been made. */
+export async function countOutboxRows(sql: Sql): Promise<RowCounts & { readonly vacuums: number }> {
+  const [row] = await sql<{ live: number; dead: number; vacuums: number }[]>`
+    SELECT pg_stat_get_live_tuples(c.oid)::double precision AS live, pg_stat_get_dead_tuples(c.oid)::double precision AS dead,
+      pg_stat_get_vacuum_count(c.oid)::double precision AS vacuums
     FROM (SELECT 'nuncio.outbox'::regclass AS oid) AS c`;
-  return row ?? { live: 0, dead: 0 };
+  return row ?? { live: 0, dead: 0, vacuums: 0 };
 }
 
 /**
  * Clears the dead rows of the outbox away. Skipped by Postgres without an error while another vacuum is at work. It takes
- * as long as it takes, so `sql` must be a client without the time limits of the others; nobody waits for it.
+ * as long as it takes, so `sql` must be a client without the time limits of the others; nobody waits for it, and it is
+ * cancelled when the signal comes.
  */
-export async function vacuumOutbox(sql: Sql): Promise<void> {
-  await sql`VACUUM (SKIP_LOCKED, TRUNCATE OFF, INDEX_CLEANUP ON) nuncio.outbox`;
+export async function vacuumOutbox(sql: Sql, signal: AbortSignal): Promise<void> {
+  const vacuum = sql`VACUUM (SKIP_LOCKED, TRUNCATE OFF, INDEX_CLEANUP ON) nuncio.outbox`;
+  const cancel = () => vacuum.cancel();
+  signal.addEventListener("abort", cancel);
+  try {
+    await vacuum;
+  } finally {
+    signal.removeEventListener("abort", cancel);
+  }
 }

@@ -147,7 +147,7 @@ describe("the rate limit", () => {
   });
 
   it("does not run backwards with the clock", () => {
-    expect(refill({ perSecond: 10, tokens: 0.5, filledAtMs: 100 }, 50).tokens).toBe(0.5);
+    expect(refill({ perSecond: 10, most: 1, tokens: 0.5, filledAtMs: 100 }, 50).tokens).toBe(0.5);
   });
 });
 

@@ -214,7 +214,7 @@ describe("claimed", () => {
   it("counts what came without a pick, as the quarantine claims it", () => {
     const lanes = ownLanes(2);
     lanes.sight(sighting(7, { dueInMs: 0 }), 0);
-    lanes.claimedAlone(7);
+    lanes.claimedAlone(7, 0);
     expect(lanes.pick(0, 10)).toMatchObject([{ lane: 7, quota: 1 }]);
   });
 });

@@ -1,7 +1,7 @@
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { createServer as createTlsServer } from "node:https";
-import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
+import { type AddressInfo, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, it } from "vitest";
@@ -10,6 +10,7 @@ import { keepConnections } from "../../src/delivery/connections.ts";
 import { createResolver, type Resolve, shareAnswers } from "../../src/delivery/resolver.ts";
 import { type OutgoingRequest, send, toDestination } from "../../src/delivery/send.ts";
 import { cleanUp } from "../support/clean-up.ts";
+import { openAnswering, openHostile } from "../support/hostile-receiver.ts";
 import { openReceiver } from "../support/receiver.ts";
 import { LOOPBACK_POLICY } from "../support/service.ts";
 
@@ -32,27 +33,6 @@ function post(url: string, { resolve = createResolver(1_000), policy = LOOPBACK_
     },
   );
 }
-
-/** A TCP server that does with each connection what it is told, and counts them. */
-async function openRaw(
-  onConnection: (socket: Socket) => void,
-): Promise<{ url: string; accepted: () => number; sockets: Set<Socket> }> {
-  const sockets = new Set<Socket>();
-  const server: Server = createServer((socket) => {
-    sockets.add(socket);
-    socket.on("error", () => undefined);
-    onConnection(socket);
-  });
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  cleanUp(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  return { url: `http://127.0.0.1:${(server.address() as AddressInfo).port}/`, accepted: () => sockets.size, sockets };
-}
-
-const onRequest = (act: (socket: Socket) => void) => (socket: Socket) => socket.once("data", () => act(socket));
-const answering = (text: string) => openRaw(onRequest((socket) => socket.end(text)));
 
 describe("a status", () => {
   it("[B19] of 2xx alone acknowledges", async () => {
@@ -77,9 +57,9 @@ describe("a status", () => {
   });
 
   it("decides although the body after it breaks off, and keeps the excerpt of a failure", async () => {
-    const cut = await answering("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this");
+    const cut = await openAnswering("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nonly this");
     expect((await post(cut.url)).outcome).toEqual({ kind: "delivered", httpStatus: 200 });
-    const failed = await answering("HTTP/1.1 500 Oops\r\ncontent-length: 100\r\n\r\nonly this");
+    const failed = await openAnswering("HTTP/1.1 500 Oops\r\ncontent-length: 100\r\n\r\nonly this");
     expect((await post(failed.url)).outcome).toMatchObject({
       kind: "http_status",
       httpStatus: 500,
@@ -154,16 +134,16 @@ describe("a failure", () => {
   });
 
   it("[B20] by a reset is connection_reset, and nothing is sent a second time", async () => {
-    const raw = await openRaw(onRequest((socket) => socket.resetAndDestroy()));
+    const raw = await openHostile("resetting");
     expect((await post(raw.url)).outcome.kind).toBe("connection_reset");
-    const closed = await openRaw(onRequest((socket) => socket.end()));
+    const closed = await openHostile("hangingUp");
     expect((await post(closed.url)).outcome.kind).toBe("connection_reset");
     expect([raw.accepted(), closed.accepted()]).toEqual([1, 1]);
   });
 
   it("[B20] by what is not HTTP is protocol_error", async () => {
     for (const text of ["SSH-2.0-OpenSSH\r\n\r\n", "HTTP/1.1 abc\r\n\r\n", "HTTP/1.1 200 OK\r\nbad header\r\n\r\n"]) {
-      expect((await post((await answering(text)).url)).outcome.kind).toBe("protocol_error");
+      expect((await post((await openAnswering(text)).url)).outcome.kind).toBe("protocol_error");
     }
   });
 
@@ -173,7 +153,7 @@ describe("a failure", () => {
       kind: "timeout",
       detail: "dns: no end within 50 ms",
     });
-    const silent = await openRaw(() => undefined);
+    const silent = await openHostile("silent");
     expect((await post(silent.url, { timeoutMs: 100 })).outcome).toEqual({
       kind: "timeout",
       detail: "first_byte: no end within 100 ms",
@@ -185,41 +165,23 @@ describe("a failure", () => {
 
 describe("a hostile answer", () => {
   it("[B21] that never ends is cut off at the byte cap, and its socket with it", async () => {
-    const ended: Promise<void>[] = [];
-    const raw = await openRaw(
-      onRequest((socket) => {
-        ended.push(new Promise((resolve) => socket.once("close", () => resolve())));
-        socket.write("HTTP/1.1 500 No\r\ntransfer-encoding: chunked\r\n\r\n");
-        const chunk = `1000\r\n${"x".repeat(4096)}\r\n`;
-        const write = () => {
-          while (!socket.destroyed && socket.write(chunk));
-          if (!socket.destroyed) socket.once("drain", write);
-        };
-        write();
-      }),
-    );
+    const raw = await openHostile("endless");
     const sent = await post(raw.url);
     expect(sent.outcome).toMatchObject({ kind: "http_status", httpStatus: 500 });
-    await Promise.all(ended);
+    for (const socket of raw.sockets) {
+      if (!socket.closed) await new Promise((resolve) => socket.once("close", resolve));
+    }
   });
 
   it("[B21] that drips is ended by the one deadline, by its status if that has come", async () => {
-    const drip = (head: string) =>
-      openRaw(
-        onRequest((socket) => {
-          socket.write(head);
-          const timer = setInterval(() => socket.write("x"), 10);
-          socket.once("close", () => clearInterval(timer));
-        }),
-      );
-    const body = await drip("HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n");
-    expect((await post(body.url, { timeoutMs: 150 })).outcome).toEqual({ kind: "delivered", httpStatus: 200 });
-    const headers = await drip("HTTP/1.1 200 OK\r\nx-drip: ");
+    const body = await openHostile("drippingBody");
+    expect((await post(body.url, { timeoutMs: 150 })).outcome).toMatchObject({ kind: "http_status", httpStatus: 500 });
+    const headers = await openHostile("drippingHeaders");
     expect((await post(headers.url, { timeoutMs: 150 })).outcome.kind).toBe("timeout");
   });
 
   it("[B21] with a bomb of headers is a protocol error", async () => {
-    const raw = await answering(`HTTP/1.1 200 OK\r\n${"x-bomb: y\r\n".repeat(10_000)}\r\n`);
+    const raw = await openHostile("headerBomb");
     expect((await post(raw.url)).outcome).toMatchObject({
       kind: "protocol_error",
       detail: "first_byte: UND_ERR_HEADERS_OVERFLOW",
@@ -227,7 +189,7 @@ describe("a hostile answer", () => {
   });
 
   it("[B21] leaves no socket and no timer behind", async () => {
-    const silent = await openRaw(() => undefined);
+    const silent = await openHostile("silent");
     await Promise.all(Array.from({ length: 20 }, () => post(silent.url, { timeoutMs: 50 })));
     const closed = [...silent.sockets].map(
       (socket) => socket.destroyed || new Promise((resolve) => socket.once("close", resolve).resume()),

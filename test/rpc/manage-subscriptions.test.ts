@@ -275,10 +275,11 @@ describe("RotateWebhookSubscriptionSecret", () => {
       signatures: 3,
       standard: [true, true],
     });
-    for (let i = 0; i < 3; i += 1) await rotate();
+    for (let i = 0; i < 2; i += 1) await rotate();
+    expect(await failureOf(rotate())).toMatchObject({ code: "FailedPrecondition", reason: "TOO_MANY_SECRETS" });
     expect(verify(await nextOf(receiver, tenant), [first, second])).toMatchObject({
       signatures: 5,
-      standard: [false, true],
+      standard: [true, true],
     });
     await loop.stop();
   });

@@ -1,7 +1,13 @@
 import { spawn } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { copyFile, mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
 import { is } from "drizzle-orm";
 import { getTableConfig, PgTable } from "drizzle-orm/pg-core";
+import { drizzle } from "drizzle-orm/postgres-js";
+import { migrate } from "drizzle-orm/postgres-js/migrator";
 import fc from "fast-check";
 import postgres, { type Sql } from "postgres";
 import { describe, expect, inject, it } from "vitest";
@@ -10,10 +16,12 @@ import { Secret } from "../../src/core/secret.ts";
 import { ensurePartitions, findPartitionFault, PARTITION_DAYS_AHEAD } from "../../src/store/housekeeping.ts";
 import { findSchemaFault, migrateDatabase } from "../../src/store/migrations.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
+import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
+import { recordAttempts } from "../../src/store/outbox/record.ts";
 import * as schema from "../../src/store/schema.ts";
 import { cleanUp } from "../support/clean-up.ts";
 import { createDatabase, useDatabase } from "../support/database.ts";
-import { draftEvent, newTenant, toRow } from "../support/fixtures.ts";
+import { draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
 import { spawnProcess } from "../support/processes.ts";
 
 const db = useDatabase();
@@ -58,6 +66,24 @@ async function describeSchema(sql: Sql) {
   return { relations: [...relations], functions: [...functions], migrations: [...migrations] };
 }
 
+/** What an older program's `npm run migrate` would have made. */
+async function migrateUpTo(tag: string, sql: Sql): Promise<void> {
+  const source = fileURLToPath(new URL("../../drizzle", import.meta.url));
+  const folder = await mkdtemp(join(tmpdir(), "nuncio-migrations-"));
+  cleanUp(() => rm(folder, { recursive: true }));
+  const journal = JSON.parse(await readFile(join(source, "meta/_journal.json"), "utf8"));
+  const last = journal.entries.findIndex((entry: { tag: string }) => entry.tag === tag);
+  const entries = journal.entries.slice(0, last + 1);
+  await mkdir(join(folder, "meta"));
+  await writeFile(join(folder, "meta/_journal.json"), JSON.stringify({ ...journal, entries }));
+  for (const entry of entries) await copyFile(join(source, `${entry.tag}.sql`), join(folder, `${entry.tag}.sql`));
+  await migrate(drizzle(sql), {
+    migrationsFolder: folder,
+    migrationsSchema: "nuncio",
+    migrationsTable: "schema_migrations",
+  });
+}
+
 async function countMigrations(sql: Sql): Promise<number> {
   const [row] = await sql`SELECT count(*)::int AS count FROM nuncio.schema_migrations`;
   return row?.count;
@@ -90,6 +116,45 @@ describe("migrateDatabase", () => {
       expect(code).toBe(0);
     }
     expect(await countMigrations(sql)).toBe(await countMigrations(db.admin));
+  });
+
+  it("[B48] from the release before, with live rows and a lease of an old worker, which goes on", async () => {
+    const { url, sql } = await openEmptyDatabase();
+    await migrateUpTo("0008_lane_control", sql);
+    expect(await findSchemaFault(sql)).toContain("older than this program");
+    await ensurePartitions(sql);
+    await sql`INSERT INTO nuncio.tenants (tenant_id) VALUES ('acme')`;
+    const [made] = await sql`
+      INSERT INTO nuncio.webhook_subscriptions (tenant_key, subscription_uuid, state, ordering, content_type, event_types, url,
+        description, header_names)
+      VALUES (1, gen_random_uuid(), 1, 1, 1, '{}', 'https://hooks.example.com/', '', '{}') RETURNING subscription_key AS lane`;
+    const lane = made?.lane as number;
+    const drafts = ["u_1", "u_2", "u_1", "u_2"].map((id) => draftEvent("acme", { user: { id, status: "ACTIVE" } }));
+    await appendEvents(sql, drafts.map(toRow), { maxPendingMs: DAY });
+    // What the old program sends, since neither statement has changed: only the first of each user is due.
+    const claim = () =>
+      claimDueDeliveries(sql, [{ lane, quota: 10, sinceMs: Number.NEGATIVE_INFINITY }], {
+        leaseMs: 25_000,
+        leaseToken: 7n,
+      });
+    const leased = await claim();
+    expect(leased).toHaveLength(2);
+
+    await migrateDatabase(url);
+    expect(await findSchemaFault(sql)).toBeUndefined();
+    const result = await recordAttempts(
+      sql,
+      leased.map((delivery) => recordOf(delivery)),
+    );
+    expect(result).toMatchObject({ stale: [false, false], promoted: [lane, lane] });
+    const followers = await claim();
+    expect(followers).toMatchObject([{ redrive: false }, { redrive: false }]);
+    await recordAttempts(
+      sql,
+      followers.map((delivery) => recordOf(delivery)),
+    );
+    const [left] = await sql`SELECT count(*)::integer AS count FROM nuncio.outbox`;
+    expect(left?.count).toBe(0);
   });
 
   it("leaves an empty database empty when a migration fails, and gives up its lock", async () => {

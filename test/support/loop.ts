@@ -35,6 +35,7 @@ export function startLoop(
   const connections = keepConnections(nowMs, 2_000);
   const loop = startDeliveryLoop({
     sql: db.worker.hot,
+    patient: db.worker.maintenance,
     worker: uuidV7() as Uuid,
     targets: cacheTargets(db.worker.hot, db.box),
     resolve: shareAnswers(createResolver(1_000), nowMs),
@@ -71,6 +72,7 @@ export function startLoop(
   return {
     wake: (lanes) => loop.wake(lanes),
     drain: () => loop.drain(),
+    catchUp: () => loop.catchUp(),
     isHealthy: () => loop.isHealthy(),
     events,
     until(predicate) {

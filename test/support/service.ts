@@ -10,6 +10,7 @@ import { Secret } from "../../src/core/secret.ts";
 import { createLogger } from "../../src/logger.ts";
 import type { RpcDependencies } from "../../src/rpc/dependencies.ts";
 import { registerRoutes, routerOptions } from "../../src/rpc/routes.ts";
+import { TenantQuotas } from "../../src/rpc/tenant-quotas.ts";
 import type { Database } from "../../src/store/database.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { GroupCommit } from "../../src/store/outbox/group-commit.ts";
@@ -46,9 +47,11 @@ export function createDependencies(
     }),
     wakeUp,
     box: db.box,
-    bounds: { addressPolicy: LOOPBACK_POLICY, maxPendingMs: 7 * 86_400_000 },
+    bounds: { addressPolicy: LOOPBACK_POLICY, maxPendingMs: 7 * 86_400_000, payloadRetentionMs: 30 * 86_400_000 },
     userAttributeKeys: new Set(["costCenter"]),
     maxEventBytes: 262_144,
+    quotas: new TenantQuotas({ eventsPerSecond: 0, maxPending: 0, nowMs: () => 0, onRefused: () => undefined }),
+    onPublished: () => undefined,
     maxSubscriptionsPerTenant: 100,
     now: Date.now,
     randomBytes,

@@ -356,7 +356,8 @@ export type ListEventsRequest = Message<"nuncio.v1.ListEventsRequest"> & {
 
   /**
    * How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused. A page of large events ends
-   * sooner, at 4 MiB of bodies.
+   * sooner, at 4 MiB of bodies, and one of rare types after 10,000 events that are not of them: it may be empty and have a
+   * `next_page_token` all the same.
    *
    * @generated from field: int32 page_size = 2;
    */
@@ -483,8 +484,8 @@ export const EventService: GenService<{
    * Idempotent by (`tenant_id`, `id`): the same content again answers `duplicate: true` and writes nothing.
    *
    * Errors: INVALID_ARGUMENT with every bad field (`INVALID_EVENT`, `EVENT_TOO_LARGE`); ALREADY_EXISTS
-   * (`EVENT_ID_REUSED`) when the id stands for other content; RESOURCE_EXHAUSTED with RetryInfo (`SERVER_BUSY`), or
-   * without (`REQUEST_TOO_LARGE`); UNAVAILABLE with RetryInfo (`STORE_UNAVAILABLE`): it may have been stored, so try
+   * (`EVENT_ID_REUSED`) when the id stands for other content; RESOURCE_EXHAUSTED with RetryInfo (`SERVER_BUSY`,
+   * `RATE_EXCEEDED`, `TOO_MANY_PENDING`), or without (`REQUEST_TOO_LARGE`); UNAVAILABLE with RetryInfo (`STORE_UNAVAILABLE`): it may have been stored, so try
    * again with the same id.
    *
    * @generated from rpc nuncio.v1.EventService.Publish

@@ -60,8 +60,8 @@ export type Redrive = Message<"nuncio.v1.Redrive"> & {
   createTimeBefore?: Timestamp | undefined;
 
   /**
-   * Only deliveries in one of these states: DELIVERED, DEAD_LETTERED, CANCELLED. Empty: DEAD_LETTERED, and events that
-   * never became a delivery (see `include_missed`). What was erased is never redriven.
+   * Only deliveries in one of these states: DELIVERED, DEAD_LETTERED. Empty: DEAD_LETTERED, and events that never became a
+   * delivery (see `include_missed`). What was cancelled is not brought back, nor what was erased.
    *
    * @generated from field: repeated nuncio.v1.DeliveryState states = 6;
    */
@@ -75,8 +75,8 @@ export type Redrive = Message<"nuncio.v1.Redrive"> & {
   eventTypes: EventType[];
 
   /**
-   * Also events that match the subscription and never became a delivery of it: it was disabled then, or not there yet.
-   * Implied by empty `states`.
+   * Also events that match the subscription and never became a delivery of it: it was disabled then, or not there yet. Not
+   * those of days whose attempts have been dropped (`NUNCIO_ATTEMPT_RETENTION`). Implied by empty `states`.
    *
    * @generated from field: bool include_missed = 8;
    */

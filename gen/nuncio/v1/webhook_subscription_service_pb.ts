@@ -520,9 +520,10 @@ export const WebhookSubscriptionService: GenService<{
   /**
    * Replaces the signing secret. The replaced one goes on signing beside the new one until `grace_period` is over, so that
    * a receiver can take over the new one meanwhile: each signature header then has a signature of each. A replaced secret
-   * of an earlier rotation keeps its own end. At most five secrets sign at once; one more ends the oldest.
+   * of an earlier rotation keeps its own end. At most five secrets sign at once.
    *
-   * Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+   * Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); FAILED_PRECONDITION
+   * (`TOO_MANY_SECRETS`) when five sign already.
    *
    * @generated from rpc nuncio.v1.WebhookSubscriptionService.RotateWebhookSubscriptionSecret
    */

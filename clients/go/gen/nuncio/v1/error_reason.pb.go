@@ -91,6 +91,14 @@ const (
 	ErrorReason_ERROR_REASON_REDRIVE_NOT_FOUND ErrorReason = 29
 	// NOT_FOUND: no such erasure in this tenant.
 	ErrorReason_ERROR_REASON_ERASURE_NOT_FOUND ErrorReason = 30
+	// RESOURCE_EXHAUSTED with RetryInfo: the tenant publishes faster than it may (`NUNCIO_MAX_EVENTS_PER_SECOND`).
+	ErrorReason_ERROR_REASON_RATE_EXCEEDED ErrorReason = 31
+	// RESOURCE_EXHAUSTED with RetryInfo: the tenant has as many pending deliveries as it may have
+	// (`NUNCIO_MAX_PENDING_PER_TENANT`). Repair, pause or delete the subscription that does not get rid of them.
+	ErrorReason_ERROR_REASON_TOO_MANY_PENDING ErrorReason = 32
+	// FAILED_PRECONDITION: five secrets sign already, and none of them may end before the time that was promised. Wait, or end
+	// all replaced ones at once with a `grace_period` of 0.
+	ErrorReason_ERROR_REASON_TOO_MANY_SECRETS ErrorReason = 33
 )
 
 // Enum value maps for ErrorReason.
@@ -127,6 +135,9 @@ var (
 		28: "ERROR_REASON_REDRIVE_UNDER_WAY",
 		29: "ERROR_REASON_REDRIVE_NOT_FOUND",
 		30: "ERROR_REASON_ERASURE_NOT_FOUND",
+		31: "ERROR_REASON_RATE_EXCEEDED",
+		32: "ERROR_REASON_TOO_MANY_PENDING",
+		33: "ERROR_REASON_TOO_MANY_SECRETS",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":             0,
@@ -160,6 +171,9 @@ var (
 		"ERROR_REASON_REDRIVE_UNDER_WAY":       28,
 		"ERROR_REASON_REDRIVE_NOT_FOUND":       29,
 		"ERROR_REASON_ERASURE_NOT_FOUND":       30,
+		"ERROR_REASON_RATE_EXCEEDED":           31,
+		"ERROR_REASON_TOO_MANY_PENDING":        32,
+		"ERROR_REASON_TOO_MANY_SECRETS":        33,
 	}
 )
 
@@ -194,7 +208,7 @@ var File_nuncio_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\xc8\b\n" +
+	"\x1cnuncio/v1/error_reason.proto\x12\tnuncio.v1*\xae\t\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_EVENT\x10\x01\x12 \n" +
@@ -227,7 +241,10 @@ const file_nuncio_v1_error_reason_proto_rawDesc = "" +
 	"\x1bERROR_REASON_DELIVERY_ENDED\x10\x1b\x12\"\n" +
 	"\x1eERROR_REASON_REDRIVE_UNDER_WAY\x10\x1c\x12\"\n" +
 	"\x1eERROR_REASON_REDRIVE_NOT_FOUND\x10\x1d\x12\"\n" +
-	"\x1eERROR_REASON_ERASURE_NOT_FOUND\x10\x1eB.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
+	"\x1eERROR_REASON_ERASURE_NOT_FOUND\x10\x1e\x12\x1e\n" +
+	"\x1aERROR_REASON_RATE_EXCEEDED\x10\x1f\x12!\n" +
+	"\x1dERROR_REASON_TOO_MANY_PENDING\x10 \x12!\n" +
+	"\x1dERROR_REASON_TOO_MANY_SECRETS\x10!B.Z,nuncio.dev/clients/go/gen/nuncio/v1;nunciov1b\x06proto3"
 
 var (
 	file_nuncio_v1_error_reason_proto_rawDescOnce sync.Once

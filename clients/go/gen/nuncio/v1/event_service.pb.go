@@ -772,7 +772,8 @@ type ListEventsRequest struct {
 	// Required.
 	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
 	// How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused. A page of large events ends
-	// sooner, at 4 MiB of bodies.
+	// sooner, at 4 MiB of bodies, and one of rare types after 10,000 events that are not of them: it may be empty and have a
+	// `next_page_token` all the same.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` of the page before, with the same tenant and filters. Empty: the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`

@@ -92,13 +92,13 @@ type Redrive struct {
 	CreateTimeAfter *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=create_time_after,json=createTimeAfter,proto3" json:"create_time_after,omitempty"`
 	// Only events accepted before this time. Absent: before the job was created. Never later.
 	CreateTimeBefore *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time_before,json=createTimeBefore,proto3" json:"create_time_before,omitempty"`
-	// Only deliveries in one of these states: DELIVERED, DEAD_LETTERED, CANCELLED. Empty: DEAD_LETTERED, and events that
-	// never became a delivery (see `include_missed`). What was erased is never redriven.
+	// Only deliveries in one of these states: DELIVERED, DEAD_LETTERED. Empty: DEAD_LETTERED, and events that never became a
+	// delivery (see `include_missed`). What was cancelled is not brought back, nor what was erased.
 	States []DeliveryState `protobuf:"varint,6,rep,packed,name=states,proto3,enum=nuncio.v1.DeliveryState" json:"states,omitempty"`
 	// Only events of these types. Empty: all.
 	EventTypes []EventType `protobuf:"varint,7,rep,packed,name=event_types,json=eventTypes,proto3,enum=nuncio.v1.EventType" json:"event_types,omitempty"`
-	// Also events that match the subscription and never became a delivery of it: it was disabled then, or not there yet.
-	// Implied by empty `states`.
+	// Also events that match the subscription and never became a delivery of it: it was disabled then, or not there yet. Not
+	// those of days whose attempts have been dropped (`NUNCIO_ATTEMPT_RETENTION`). Implied by empty `states`.
 	IncludeMissed bool `protobuf:"varint,8,opt,name=include_missed,json=includeMissed,proto3" json:"include_missed,omitempty"`
 	// Also events of which the receiver has already got a later one of the same user. Left out otherwise: an old state must
 	// not come after a new one at a receiver that does not compare `usersequence`.

@@ -56,8 +56,8 @@ type EventServiceClient interface {
 	// Idempotent by (`tenant_id`, `id`): the same content again answers `duplicate: true` and writes nothing.
 	//
 	// Errors: INVALID_ARGUMENT with every bad field (`INVALID_EVENT`, `EVENT_TOO_LARGE`); ALREADY_EXISTS
-	// (`EVENT_ID_REUSED`) when the id stands for other content; RESOURCE_EXHAUSTED with RetryInfo (`SERVER_BUSY`), or
-	// without (`REQUEST_TOO_LARGE`); UNAVAILABLE with RetryInfo (`STORE_UNAVAILABLE`): it may have been stored, so try
+	// (`EVENT_ID_REUSED`) when the id stands for other content; RESOURCE_EXHAUSTED with RetryInfo (`SERVER_BUSY`,
+	// `RATE_EXCEEDED`, `TOO_MANY_PENDING`), or without (`REQUEST_TOO_LARGE`); UNAVAILABLE with RetryInfo (`STORE_UNAVAILABLE`): it may have been stored, so try
 	// again with the same id.
 	Publish(context.Context, *v1.PublishRequest) (*v1.PublishResponse, error)
 	// Publishes up to 1,000 events, of any tenants that the caller may publish for.
@@ -219,8 +219,8 @@ type EventServiceHandler interface {
 	// Idempotent by (`tenant_id`, `id`): the same content again answers `duplicate: true` and writes nothing.
 	//
 	// Errors: INVALID_ARGUMENT with every bad field (`INVALID_EVENT`, `EVENT_TOO_LARGE`); ALREADY_EXISTS
-	// (`EVENT_ID_REUSED`) when the id stands for other content; RESOURCE_EXHAUSTED with RetryInfo (`SERVER_BUSY`), or
-	// without (`REQUEST_TOO_LARGE`); UNAVAILABLE with RetryInfo (`STORE_UNAVAILABLE`): it may have been stored, so try
+	// (`EVENT_ID_REUSED`) when the id stands for other content; RESOURCE_EXHAUSTED with RetryInfo (`SERVER_BUSY`,
+	// `RATE_EXCEEDED`, `TOO_MANY_PENDING`), or without (`REQUEST_TOO_LARGE`); UNAVAILABLE with RetryInfo (`STORE_UNAVAILABLE`): it may have been stored, so try
 	// again with the same id.
 	Publish(context.Context, *v1.PublishRequest) (*v1.PublishResponse, error)
 	// Publishes up to 1,000 events, of any tenants that the caller may publish for.

@@ -90,9 +90,10 @@ type WebhookSubscriptionServiceClient interface {
 	UpdateWebhookSubscription(context.Context, *v1.UpdateWebhookSubscriptionRequest) (*v1.UpdateWebhookSubscriptionResponse, error)
 	// Replaces the signing secret. The replaced one goes on signing beside the new one until `grace_period` is over, so that
 	// a receiver can take over the new one meanwhile: each signature header then has a signature of each. A replaced secret
-	// of an earlier rotation keeps its own end. At most five secrets sign at once; one more ends the oldest.
+	// of an earlier rotation keeps its own end. At most five secrets sign at once.
 	//
-	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); FAILED_PRECONDITION
+	// (`TOO_MANY_SECRETS`) when five sign already.
 	RotateWebhookSubscriptionSecret(context.Context, *v1.RotateWebhookSubscriptionSecretRequest) (*v1.RotateWebhookSubscriptionSecretResponse, error)
 	// Sends one signed `nuncio.ping` to the subscription's URL, as a worker sends deliveries, and returns what the receiver
 	// answered, within 20 s. In any state, PAUSED and DISABLED included. One attempt; no delivery, no place in any order, no
@@ -305,9 +306,10 @@ type WebhookSubscriptionServiceHandler interface {
 	UpdateWebhookSubscription(context.Context, *v1.UpdateWebhookSubscriptionRequest) (*v1.UpdateWebhookSubscriptionResponse, error)
 	// Replaces the signing secret. The replaced one goes on signing beside the new one until `grace_period` is over, so that
 	// a receiver can take over the new one meanwhile: each signature header then has a signature of each. A replaced secret
-	// of an earlier rotation keeps its own end. At most five secrets sign at once; one more ends the oldest.
+	// of an earlier rotation keeps its own end. At most five secrets sign at once.
 	//
-	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`).
+	// Errors: INVALID_ARGUMENT (`INVALID_REQUEST`); NOT_FOUND (`SUBSCRIPTION_NOT_FOUND`); FAILED_PRECONDITION
+	// (`TOO_MANY_SECRETS`) when five sign already.
 	RotateWebhookSubscriptionSecret(context.Context, *v1.RotateWebhookSubscriptionSecretRequest) (*v1.RotateWebhookSubscriptionSecretResponse, error)
 	// Sends one signed `nuncio.ping` to the subscription's URL, as a worker sends deliveries, and returns what the receiver
 	// answered, within 20 s. In any state, PAUSED and DISABLED included. One attempt; no delivery, no place in any order, no
