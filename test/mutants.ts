@@ -11,12 +11,13 @@ export type Mutant = {
 };
 
 const ORDER_SQL = "drizzle/0007_order_and_endings.sql";
+const RECORD_SQL = "drizzle/0011_bounded_promotion.sql";
 
 /** Every guarantee that a careless change could take away without anybody seeing it. `npm run mutants` tries each. */
 export const MUTANTS: readonly Mutant[] = [
   {
     name: "a record that asks for no token",
-    file: ORDER_SQL,
+    file: RECORD_SQL,
     from: `ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
       AND q.lease_token = a.lease_token
     ORDER BY`,
@@ -41,13 +42,13 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "a worker that relies on NOTIFY",
     file: "src/delivery/lane-keeper.ts",
-    from: "else this.lanes.sight(sighting, nowMs());\n      }\n      lanes += seen.length;",
-    to: "}\n      lanes += seen.length;",
+    from: "else this.lanes.sight(sighting, nowMs());\n        }\n        lanes += seen.length;",
+    to: "}\n        lanes += seen.length;",
     tests: ["test/delivery/loop.test.ts"],
   },
   {
     name: "a record that promotes without the users' locks",
-    file: ORDER_SQL,
+    file: RECORD_SQL,
     from: `  failed_keys bigint[];
 BEGIN
   PERFORM nuncio.lock_users(user_keys);
@@ -85,7 +86,7 @@ BEGIN
   },
   {
     name: "an end without a dead letter",
-    file: ORDER_SQL,
+    file: RECORD_SQL,
     from: "FROM held h WHERE h.end_reason IS NOT NULL",
     to: "FROM held h WHERE false",
     tests: ["test/store/outbox.test.ts"],
@@ -187,5 +188,61 @@ BEGIN
     from: "AND l.last_success_at > now() - unless_success_ms * interval '1 millisecond');\n  IF NOT FOUND",
     to: "AND false);\n  IF NOT FOUND",
     tests: ["test/store/lane-states.test.ts"],
+  },
+  {
+    name: "a claim that passes over what a look has found meanwhile",
+    file: "src/delivery/lane.ts",
+    from: "Math.min(found.dueAtMs - margin, this.#foundMs)",
+    to: "found.dueAtMs - margin",
+    tests: ["test/delivery/lanes.test.ts"],
+  },
+  {
+    name: "a promotion that begins behind the row that waits",
+    file: RECORD_SQL,
+    from: "AND q.user_sequence >= u.from_sequence",
+    to: "AND q.user_sequence > u.from_sequence + 1000",
+    tests: ["test/store/order.test.ts"],
+  },
+  {
+    name: "a limit that holds for later claims only",
+    file: "src/delivery/loop.ts",
+    from: "else if (!isAlone && this.#lanes.isOverLimit(delivery.subscriptionKey, this.#deps.nowMs()))",
+    to: "else if (false)",
+    tests: ["test/delivery/limits.test.ts"],
+  },
+  {
+    name: "a replaced secret that signs for as long as its worker remembers it",
+    file: "src/delivery/targets.ts",
+    from: "endsAtMs === undefined || databaseTimeMs < endsAtMs",
+    to: "true",
+    tests: ["test/rpc/manage-subscriptions.test.ts"],
+  },
+  {
+    name: "a bulk redrive that brings an old state after a new one",
+    file: "drizzle/0012_redrive.sql",
+    from: "coalesce(n.user_sequence > c.user_sequence, false) AS is_overtaken",
+    to: "false AS is_overtaken",
+    tests: ["test/rpc/redrive.test.ts"],
+  },
+  {
+    name: "an erasure that forgets what is being sent",
+    file: "drizzle/0013_erasure.sql",
+    from: "AND q.event_key = ANY (keys) AND q.lease_expires_at > now();\n  left_behind",
+    to: "AND false;\n  left_behind",
+    tests: ["test/rpc/erase-user.test.ts"],
+  },
+  {
+    name: "an erased id that may be published anew",
+    file: "drizzle/0013_erasure.sql",
+    from: "UPDATE nuncio.event_ids i SET content_hash = NULL",
+    to: "UPDATE nuncio.event_ids i SET content_hash = i.content_hash",
+    tests: ["test/rpc/erase-user.test.ts"],
+  },
+  {
+    name: "an update that reaches into another tenant",
+    file: "src/store/subscription-rows.ts",
+    from: "      eq(tenants.tenantId, tenantId),\n      eq(webhookSubscriptions.subscriptionUuid, subscriptionUuid),",
+    to: "      eq(webhookSubscriptions.subscriptionUuid, subscriptionUuid),",
+    tests: ["test/rpc/authorization.test.ts"],
   },
 ];

@@ -32,7 +32,7 @@ export type LoopDependencies = DeliverDependencies & {
 export type LoopEvent =
   | ({ readonly kind: "attempted" } & Recorded)
   | LaneEvent
-  /** The outbox was looked through: how many lanes have rows. */
+  /** The outbox was looked through, or what has come due in it lately: how many lanes were seen. */
   | { readonly kind: "looked"; readonly lanes: number }
   | { readonly kind: "released"; readonly count: number }
   /** Followers that waited behind nothing were found, and are due now. There should be none: see `promoteStranded`. */

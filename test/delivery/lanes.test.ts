@@ -474,6 +474,15 @@ describe("since", () => {
     expect(pick(22).sinceMs).toBe(DUE_AT_MS + 59_900);
   });
 
+  it("does not pass a row that a look has seen while a claim was on its way", () => {
+    const { lanes, pick } = oneLane();
+    const picked = { ...pick(1), quota: 1 };
+    lanes.sight(sighting(1, { dueInMs: -30_000, databaseDueAtMs: DUE_AT_MS + 20_000 }), 2);
+    lanes.claimed([picked], [delivery(1, DUE_AT_MS + 50_000)], 3);
+    lanes.wake(1, 3);
+    expect(pick(4).sinceMs).toBeLessThan(DUE_AT_MS + 20_000);
+  });
+
   it("never passes a row that a look has seen and no claim has brought", () => {
     const step = fc.oneof(
       fc.record({ kind: fc.constant("claim" as const), dueMs: fc.nat(100_000), isFull: fc.boolean() }),

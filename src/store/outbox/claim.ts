@@ -6,7 +6,10 @@ import { toArrayText } from "../array-text.ts";
 export type LaneQuota = {
   readonly lane: number;
   readonly quota: number;
-  /** A due time behind which nothing is left, in milliseconds since 1970; minus infinity looks at everything. */
+  /**
+   * The due time from which on to look, in milliseconds since 1970; minus infinity looks at everything. What lies behind it
+   * has ended, as a rule: what has not is found by a look at the outbox.
+   */
   readonly sinceMs: number;
 };
 
