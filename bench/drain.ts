@@ -8,6 +8,8 @@ import type { BenchDatabase } from "./postgres.ts";
 /** Requests after which a contestant counts as warm: its code is compiled and its sockets are open. */
 export const WARM_UP_SHARE = 0.25;
 const EMPTY_POLL_MS = 10;
+/** Workers know of each other after a heartbeat or two. */
+const JOINING_MS = 5_000;
 /** So much log says that the first claims are written: from here on the CPU counts. */
 const FIRST_CLAIMS_BYTES = 65_536;
 
@@ -15,6 +17,8 @@ export type DrainOptions = Pick<Filling, "subscriptions" | "ordering" | "spread"
   /** Undefined: the default of the setting. */
   readonly maxInFlight?: number | undefined;
   readonly workers?: number;
+  /** Whether the workers have joined before there is anything to do. Else their start is part of the warm-up. */
+  readonly joined?: boolean;
 };
 
 /** What one emptying of a full outbox cost; the figures per delivery leave the warm-up out where that can be told. */
@@ -43,15 +47,26 @@ export async function drainOutbox(bench: Bench, options: DrainOptions): Promise<
 export async function measureDrain(
   { postgres, receiver, size: { deliveries } }: Bench,
   database: BenchDatabase,
-  { maxInFlight, workers: count = 1, rows = "true" }: Pick<DrainOptions, "maxInFlight" | "workers"> & { rows?: string },
+  {
+    maxInFlight,
+    workers: count = 1,
+    joined = false,
+    rows = "true",
+  }: Pick<DrainOptions, "maxInFlight" | "workers" | "joined"> & { rows?: string },
 ): Promise<Drain> {
   const warmUp = Math.round(deliveries * WARM_UP_SHARE);
   await database.admin`VACUUM ANALYZE`;
 
   const { received } = await receiver.expect({ warmUp, total: deliveries, keepArrivals: false });
+  if (joined) await database.admin`UPDATE nuncio.webhook_subscriptions SET state = 2, revision = revision + 1`;
   const before = await readCounters(database.admin);
-  const start = () => startWorker(database, { maxInFlight, awaitReady: false });
+  const start = () => startWorker(database, { maxInFlight, awaitReady: joined });
   const workers = await Promise.all(Array.from({ length: count }, start));
+  if (joined) {
+    await delay(JOINING_MS);
+    await database.admin`UPDATE nuncio.webhook_subscriptions SET state = 1, revision = revision + 1`;
+    await database.admin`SELECT pg_notify('nuncio_due', '*')`;
+  }
   const workersMs = async () => sum(await Promise.all(workers.map(({ pid }) => cpuMs(pid))));
   let looks = await untilEmpty(
     database.admin,

@@ -17,8 +17,9 @@ export const scale: Row = {
       hundred: () => drainRate(bench, HUNDRED),
       many: () => drainRate(bench, { ...ORDERED, subscriptions: MANY }),
       zipf: () => drainRate(bench, { ...ORDERED, subscriptions: ZIPF_TENANTS, spread: zipf(ZIPF_TENANTS) }),
-      two: () => drainRate(bench, { ...HUNDRED, workers: 2 }),
-      four: () => drainRate(bench, { ...HUNDRED, workers: 4 }),
+      joined: () => drainRate(bench, { ...HUNDRED, joined: true }),
+      two: () => drainRate(bench, { ...HUNDRED, workers: 2, joined: true }),
+      four: () => drainRate(bench, { ...HUNDRED, workers: 4, joined: true }),
       ten: () => drainRate(bench, TEN),
       tenAndDead: () => rateBesideDead(bench),
     };
@@ -47,8 +48,8 @@ export const scale: Row = {
         rates.zipf,
         rates.hundred,
       ),
-      compare("deliveries, two workers ÷ one, 100 subscriptions", rates.two, rates.hundred),
-      compare("deliveries, four workers ÷ one, 100 subscriptions", rates.four, rates.hundred),
+      compare("deliveries, two workers ÷ one, 100 subscriptions", rates.two, rates.joined),
+      compare("deliveries, four workers ÷ one, 100 subscriptions", rates.four, rates.joined),
       compare(
         "deliveries to ten receivers beside an eleventh that is dead, as much due to each ÷ to the ten alone",
         rates.tenAndDead,
