@@ -1,3 +1,4 @@
+import { uuidV7EpochMs } from "./core/ids.ts";
 import type { EraserEvent } from "./delivery/eraser.ts";
 import type { LoopEvent } from "./delivery/loop.ts";
 import type { RedriverEvent } from "./delivery/redriver.ts";
@@ -5,6 +6,7 @@ import type { TesterEvent } from "./delivery/tester.ts";
 import type { VacuumEvent } from "./delivery/vacuumer.ts";
 import type { Logger } from "./logger.ts";
 import type { WorkerMetrics } from "./operations/metrics.ts";
+import type { AttemptRecord } from "./store/outbox/record.ts";
 
 export type WorkerEvent = EraserEvent | LoopEvent | RedriverEvent | TesterEvent | VacuumEvent;
 
@@ -14,6 +16,10 @@ export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
     case "attempted": {
       const { record, stale } = event;
       metrics.attempts.inc({ outcome: record.outcome.kind });
+      metrics.duration.observe({ outcome: record.outcome.kind }, record.durationMs / 1_000);
+      if (record.decision.kind === "delivered" && !stale) {
+        metrics.latency.observe(Math.max(0, latencyMs(record)) / 1_000);
+      }
       if (stale) metrics.stale.inc();
       else if (record.decision.kind === "delivered") metrics.ended.inc({ end_reason: "DELIVERED" });
       else if (record.decision.kind === "dead_letter") metrics.ended.inc({ end_reason: record.decision.reason });
@@ -52,6 +58,11 @@ export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
     case "looked":
       break;
   }
+}
+
+/** Both times are the database's: the key's, and that of the attempt. */
+function latencyMs({ eventKey, startedAtMs, durationMs }: AttemptRecord): number {
+  return startedAtMs + durationMs - uuidV7EpochMs(eventKey);
 }
 
 /** One wide line per attempt, and one for whatever else an operator may ask about; ids and figures only. */

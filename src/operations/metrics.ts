@@ -1,4 +1,4 @@
-import { Counter, collectDefaultMetrics, Gauge, Registry } from "prom-client";
+import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
 
 /** For what a process counts, with how it fares itself in it already: CPU, memory, event loop. */
 export function createRegistry(): Registry {
@@ -54,6 +54,11 @@ export type WorkerMetrics = {
   readonly failedSteps: Counter<"step">;
   readonly transitions: Counter<"transition">;
   readonly workers: Gauge;
+  readonly duration: Histogram<"outcome">;
+  readonly latency: Histogram;
+  readonly deliveries: Gauge<"state">;
+  readonly due: Gauge;
+  readonly oldestDue: Gauge;
   readonly redriven: Counter;
   readonly vacuums: Counter;
   readonly dead: Gauge;
@@ -104,6 +109,35 @@ export function createWorkerMetrics(registry: Registry): WorkerMetrics {
     workers: new Gauge({
       name: "nuncio_workers",
       help: "Workers that live, as this one sees it.",
+      registers,
+    }),
+    duration: new Histogram({
+      name: "nuncio_delivery_attempt_seconds",
+      help: "How long attempts took, from the start of name resolution to their end, by what they met.",
+      labelNames: ["outcome"],
+      buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20],
+      registers,
+    }),
+    latency: new Histogram({
+      name: "nuncio_delivery_latency_seconds",
+      help: "From the moment an event was accepted to the end of the attempt that delivered it. A redrive counts from then as well.",
+      buckets: [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 30, 60, 300, 3_600, 86_400],
+      registers,
+    }),
+    deliveries: new Gauge({
+      name: "nuncio_outbox_deliveries",
+      help: "Unfinished deliveries of all tenants by state: pending, waiting (behind an earlier one of the user), delivering. Counted every 15 s; of several workers each tells the same.",
+      labelNames: ["state"],
+      registers,
+    }),
+    due: new Gauge({
+      name: "nuncio_outbox_due",
+      help: "Deliveries that are due, of subscriptions that are enabled and neither held nor broken. Counted every 15 s.",
+      registers,
+    }),
+    oldestDue: new Gauge({
+      name: "nuncio_outbox_oldest_due_seconds",
+      help: "For how long the oldest of those has been due: grows when workers do not keep up, or one receiver is slower than its events.",
       registers,
     }),
     redriven: new Counter({
