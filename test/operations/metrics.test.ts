@@ -1,8 +1,9 @@
+import { readFile } from "node:fs/promises";
 import { describe, expect, it } from "vitest";
 import type { Uuid } from "../../src/core/ids.ts";
 import type { Decision } from "../../src/core/retry-policy.ts";
 import type { LoopEvent } from "../../src/delivery/loop.ts";
-import { createRegistry, createWorkerMetrics } from "../../src/operations/metrics.ts";
+import { createRegistry, createServerMetrics, createWorkerMetrics } from "../../src/operations/metrics.ts";
 import { openOperationsPort } from "../../src/operations/operations-port.ts";
 import type { AttemptRecord } from "../../src/store/outbox/record.ts";
 import { countEvent } from "../../src/worker-events.ts";
@@ -73,5 +74,17 @@ describe("/metrics", () => {
     );
     expect(lines.join("\n")).not.toMatch(/471[12]|0199aa00/);
     expect(text).toContain("process_cpu_seconds_total");
+  });
+});
+
+describe("docs/operating.md", () => {
+  it("names every metric that there is, and none that there is not", async () => {
+    const registry = createRegistry();
+    createWorkerMetrics(registry);
+    createServerMetrics(registry, () => ({ rate: 0, pending: 0 }));
+    const ours = registry.getMetricsAsArray().flatMap(({ name }) => (name.startsWith("nuncio_") ? [name] : []));
+    const page = await readFile(new URL("../../docs/operating.md", import.meta.url), "utf8");
+    const named = new Set(page.match(/nuncio_[a-z_]+/g));
+    expect([...named].toSorted()).toEqual(ours.toSorted());
   });
 });
