@@ -113,8 +113,10 @@ describe("file_by_filename", () => {
     expect(files[0]?.name).toBe("nuncio/v1/event_service.proto");
     expect(files.map(({ name }) => name).sort()).toEqual([
       "google/protobuf/any.proto",
+      "google/protobuf/duration.proto",
       "google/protobuf/timestamp.proto",
       "google/rpc/status.proto",
+      "nuncio/v1/delivery.proto",
       "nuncio/v1/event.proto",
       "nuncio/v1/event_service.proto",
       "nuncio/v1/user.proto",
