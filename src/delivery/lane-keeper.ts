@@ -11,7 +11,7 @@ import { pause } from "./pause.ts";
 
 export type LaneKeeperOptions = {
   readonly sql: Sql;
-  /** A client whose statements may take long, for what reads a lane from its beginning. */
+  /** A client whose statements may take long. */
   readonly patient: Sql;
   readonly nowMs: () => number;
   readonly random: () => number;
@@ -103,7 +103,9 @@ export class LaneKeeper {
   }
 
   async #meet(keys: readonly number[]): Promise<void> {
-    const seen = await getLanes(this.#options.patient, keys);
+    const { sql, patient } = this.#options;
+    // A lane is read from its beginning, which takes too long for the one only while nothing of it can be cleared away.
+    const seen = await getLanes(sql, keys).catch(() => getLanes(patient, keys));
     for (const sighting of seen) if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
   }
 

@@ -21,7 +21,7 @@ export type DatabaseOptions = {
 export type Database = {
   readonly orm: PostgresJsDatabase;
   readonly hot: Sql;
-  /** For what may take long and nobody waits for: two connections, given up again when they are idle. */
+  /** For what may take long and nobody waits for: a few connections, given up again when they are idle. */
   readonly maintenance: Sql;
   close(): Promise<void>;
 };
@@ -35,6 +35,8 @@ export const HOT_SETTINGS = { plan_cache_mode: "force_generic_plan" } as const;
 
 /** How long after its statement should have been ended a connection may be silent. */
 const SILENCE_MARGIN_MS = 10_000;
+/** One each for a vacuum, a sweep, a count, and for lanes that take long to read: none waits for another. */
+const MAINTENANCE_CONNECTIONS = 4;
 const MAINTENANCE_TIMEOUT_MS = 1_800_000;
 const MAINTENANCE_IDLE_SECONDS = 60;
 
@@ -80,7 +82,7 @@ export function openDatabase(options: DatabaseOptions): Database {
   const cold = connect(options.connections, true);
   const hot = connect(options.hotConnections, HOT_COMMIT_WAITS_FOR_DISK[options.role], { settings: HOT_SETTINGS });
   const patience = { timeoutMs: MAINTENANCE_TIMEOUT_MS, idleSeconds: MAINTENANCE_IDLE_SECONDS };
-  const maintenance = connect(2, false, patience);
+  const maintenance = connect(MAINTENANCE_CONNECTIONS, false, patience);
   return {
     orm: drizzle(cold),
     hot,
