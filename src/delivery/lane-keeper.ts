@@ -39,7 +39,7 @@ const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole. */
 const LATE_COMMIT_MS = 10_000;
-/** What looks at the whole outbox may take of the time; but there is one this often, whatever it takes. */
+/** What looks at the whole outbox may take of the time; but there is one this often, unless they fail by taking too long. */
 const WHOLE_LOOK_SHARE = 0.05;
 const LONGEST_WITHOUT_WHOLE_LOOK_MS = 30_000;
 
@@ -136,6 +136,7 @@ export class LaneKeeper {
     let lanes = 0;
     let seen: LaneSighting[];
     let after = 0;
+    let longestPauseMs = Number.POSITIVE_INFINITY;
     try {
       do {
         seen = await listLanes(sql, { after, limit: PAGE, overdueMs });
@@ -147,9 +148,10 @@ export class LaneKeeper {
         after = seen.at(-1)?.lane ?? after;
       } while (seen.length === PAGE && !signal.aborted);
       this.#lookedAtMs = beganAtMs;
+      longestPauseMs = LONGEST_WITHOUT_WHOLE_LOOK_MS;
     } finally {
       const pauseMs = (nowMs() - beganAtMs) * (1 / WHOLE_LOOK_SHARE - 1);
-      if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_WHOLE_LOOK_MS);
+      if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, longestPauseMs);
     }
     this.#mustPrepare = true;
     void this.report();
