@@ -8,6 +8,7 @@ import type { SubscriptionOrdering } from "../src/core/subscription.ts";
 import { anyFreePort } from "../src/free-port.ts";
 import { openDatabase } from "../src/store/database.ts";
 import { appendEvents } from "../src/store/outbox/append.ts";
+import { createWakeUp } from "../src/store/outbox/wake-up.ts";
 import { createSubscription } from "../src/store/subscriptions.ts";
 import { type Peer, type RealProcess, startPeer, startReal } from "./child.ts";
 import { appendRow } from "./events.ts";
@@ -58,10 +59,11 @@ export function openFiller(database: BenchDatabase): Filler {
     url: new Secret(database.url),
     role: "nuncio_server",
     connections: 1,
-    hotConnections: 1,
+    hotConnections: 2,
     statementTimeoutMs: 30_000,
   });
   const box = openSecretBox(parseKeyring(SECRET_KEYS), randomBytes);
+  const wakeUp = createWakeUp(db.hot, () => undefined);
   return {
     async subscribe({ subscriptions, ordering, url, firstTenant = 0 }) {
       for (let tenant = 0; tenant < subscriptions; tenant++) {
@@ -80,7 +82,8 @@ export function openFiller(database: BenchDatabase): Filler {
         const rows = Array.from({ length: count }, (_, i) =>
           appendRow(tenantName(firstTenant + spread(done + i)), `evt_${uuidV7()}`, users),
         );
-        await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
+        const results = await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
+        wakeUp.announce(results.flatMap((result) => (result.kind === "appended" ? result.lanes : [])));
       }
     },
     close: () => db.close(),
