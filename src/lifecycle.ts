@@ -1,5 +1,7 @@
 import { type Config, EXIT_BAD_SETTINGS, findUnknownSettings, readConfig, SettingsError } from "./config.ts";
 import { SecretKeyError } from "./core/encryption.ts";
+import { restAfter } from "./core/share-of-time.ts";
+import { pause } from "./delivery/pause.ts";
 import { createLogger, type Logger } from "./logger.ts";
 import { exitWithParent } from "./supervisor.ts";
 
@@ -67,6 +69,23 @@ export async function keepTrying(stop: Stop, logger: Logger, attempt: () => Prom
     }
   }
   return false;
+}
+
+/** Does it again and again until the signal, every `everyMs`, or seldomer where it takes long. A failure is for the log alone. */
+export async function keepDoing(
+  work: () => Promise<void>,
+  { everyMs, onFailure }: { everyMs: number; onFailure: (error: unknown) => void },
+  signal: AbortSignal,
+): Promise<void> {
+  while (!signal.aborted) {
+    const beganAtMs = performance.now();
+    try {
+      await work();
+    } catch (error) {
+      if (!signal.aborted) onFailure(error);
+    }
+    await pause(Math.max(everyMs, restAfter(performance.now() - beganAtMs)), signal);
+  }
 }
 
 /** Resolves after this long, without keeping the process alive. */

@@ -1,11 +1,9 @@
 import { randomBytes } from "node:crypto";
 import { connectNodeAdapter } from "@connectrpc/connect-node";
-import type { Sql } from "postgres";
 import { v7 as uuidV7 } from "uuid";
 import { type Config, toAddressPolicy } from "./config.ts";
 import { openSecretBox } from "./core/encryption.ts";
-import { pause } from "./delivery/pause.ts";
-import { keepTrying, runProcess, type Stop } from "./lifecycle.ts";
+import { keepDoing, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
 import { createRegistry, createServerMetrics } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
@@ -27,6 +25,7 @@ import { checkSecretKeys } from "./store/secret-keys.ts";
 const WRITERS = 2;
 const HOUSEKEEPING_MS = 3_600_000;
 const READINESS_EVERY_MS = 1_000;
+const COUNT_PENDING_MS = 10_000;
 
 /** Builds the server from its settings and serves until it is told to stop. */
 async function runServer(config: Config, logger: Logger, stop: Stop): Promise<void> {
@@ -108,7 +107,12 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
     const housekeeping = setInterval(() => {
       ensurePartitions(db.hot).catch((error) => logger.error({ error }, "housekeeping.failed"));
     }, HOUSEKEEPING_MS);
-    if (config.maxPendingPerTenant > 0) void watchPending(db.maintenance, quotas, config, logger, watchesEnd.signal);
+    const { maxPendingPerTenant } = config;
+    if (maxPendingPerTenant > 0) {
+      const count = async () => quotas.counted(await countPending(db.maintenance, Math.ceil(maxPendingPerTenant / 10)));
+      const onFailure = (error: unknown) => logger.warn({ error }, "quotas.not_counted");
+      void keepDoing(count, { everyMs: COUNT_PENDING_MS, onFailure }, watchesEnd.signal);
+    }
     logger.info({ address: `${port.address.host}:${port.address.port}` }, "server.started");
 
     await stop.requested;
@@ -122,30 +126,6 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
   }
   await Promise.all([operations.close(), db.close()]);
   logger.info("server.stopped");
-}
-
-const COUNT_PENDING_MS = 10_000;
-/** What counting may take of the time. */
-const COUNTING_SHARE = 0.05;
-
-/** Counts what each tenant has pending, every ten seconds, or seldomer where that takes long. */
-async function watchPending(
-  sql: Sql,
-  quotas: TenantQuotas,
-  { maxPendingPerTenant }: Config,
-  logger: Logger,
-  signal: AbortSignal,
-): Promise<void> {
-  while (!signal.aborted) {
-    const beganAtMs = performance.now();
-    try {
-      quotas.counted(await countPending(sql, Math.ceil(maxPendingPerTenant / 10)));
-    } catch (error) {
-      if (!signal.aborted) logger.warn({ error }, "quotas.not_counted");
-    }
-    const tookMs = performance.now() - beganAtMs;
-    await pause(Math.max(COUNT_PENDING_MS, tookMs / COUNTING_SHARE), signal);
-  }
 }
 
 await runProcess("server", runServer);

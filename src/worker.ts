@@ -9,13 +9,12 @@ import { keepConnections } from "./delivery/connections.ts";
 import { keepErasing } from "./delivery/eraser.ts";
 import { listenForDue } from "./delivery/listen.ts";
 import { startDeliveryLoop } from "./delivery/loop.ts";
-import { pause } from "./delivery/pause.ts";
 import { keepRedriving } from "./delivery/redriver.ts";
 import { createResolver, shareAnswers } from "./delivery/resolver.ts";
 import { cacheTargets } from "./delivery/targets.ts";
 import { startTester } from "./delivery/tester.ts";
 import { keepVacuumed } from "./delivery/vacuumer.ts";
-import { elapse, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
+import { elapse, keepDoing, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
 import { createRegistry, createWorkerMetrics, type WorkerMetrics } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
@@ -28,6 +27,7 @@ import { checkSecretKeys } from "./store/secret-keys.ts";
 import { countEvent, logEvent, type WorkerEvent } from "./worker-events.ts";
 
 const HOUSEKEEPING_MS = 3_600_000;
+const COUNT_OUTBOX_MS = 15_000;
 
 /** Builds the worker from its settings and runs it until it is told to stop. Nothing is claimed before it is ready. */
 async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<void> {
@@ -106,7 +106,11 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       onLost: (error) => logger.warn({ error }, "listener.lost"),
     });
     void keepVacuumed({ sql: db.hot, maintenance: db.maintenance, nowMs, onEvent: tell }, stopping.signal);
-    void keepCounted(db.maintenance, metrics, logger, stopping.signal);
+    void keepDoing(
+      () => showOutbox(db.maintenance, metrics),
+      { everyMs: COUNT_OUTBOX_MS, onFailure: (error) => logger.warn({ error }, "outbox.not_counted") },
+      stopping.signal,
+    );
     const keepHouse = () => housekeep(db.hot, config, logger);
     const housekeeping = setInterval(keepHouse, HOUSEKEEPING_MS);
     void keepHouse();
@@ -123,25 +127,13 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
   logger.info("worker.stopped");
 }
 
-const COUNT_OUTBOX_MS = 15_000;
-/** What counting may take of the time. */
-const COUNTING_SHARE = 0.05;
-
-/** Counts what stands in the outbox for `/metrics`, every 15 s, or seldomer where that takes long. */
-async function keepCounted(sql: Sql, metrics: WorkerMetrics, logger: Logger, signal: AbortSignal): Promise<void> {
-  while (!signal.aborted) {
-    const beganAtMs = performance.now();
-    try {
-      const { pending, waiting, delivering, due, oldestDueSeconds } = await countOutbox(sql);
-      for (const [state, count] of Object.entries({ pending, waiting, delivering }))
-        metrics.deliveries.set({ state }, count);
-      metrics.due.set(due);
-      metrics.oldestDue.set(oldestDueSeconds);
-    } catch (error) {
-      if (!signal.aborted) logger.warn({ error }, "outbox.not_counted");
-    }
-    await pause(Math.max(COUNT_OUTBOX_MS, (performance.now() - beganAtMs) / COUNTING_SHARE), signal);
-  }
+/** What stands in the outbox, for `/metrics`. */
+async function showOutbox(sql: Sql, metrics: WorkerMetrics): Promise<void> {
+  const { pending, waiting, delivering, due, oldestDueSeconds } = await countOutbox(sql);
+  for (const [state, count] of Object.entries({ pending, waiting, delivering }))
+    metrics.deliveries.set({ state }, count);
+  metrics.due.set(due);
+  metrics.oldestDue.set(oldestDueSeconds);
 }
 
 /** Partitions ahead, and what has outlived its retention behind. What fails is tried again an hour later. */

@@ -1,6 +1,7 @@
 import type { Sql } from "postgres";
 import type { Uuid } from "../core/ids.ts";
 import type { DisableReason } from "../core/operational-event.ts";
+import { restAfter } from "../core/share-of-time.ts";
 import { isTransient } from "../store/database.ts";
 import { disableSubscription, GONE_UNLESS_SUCCESS_MS, type LaneReport, reportLanes } from "../store/lane-states.ts";
 import { countDue, countLeases, getLanes, type LaneSighting, listLanes } from "../store/outbox/lanes.ts";
@@ -39,8 +40,7 @@ const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole. */
 const LATE_COMMIT_MS = 10_000;
-/** What looks at the whole outbox may take of the time; but there is one this often, unless they fail by taking too long. */
-const WHOLE_LOOK_SHARE = 0.05;
+/** There is a look at the whole outbox this often, whatever it takes, unless they fail by taking too long. */
 const LONGEST_WITHOUT_WHOLE_LOOK_MS = 30_000;
 
 /**
@@ -150,7 +150,7 @@ export class LaneKeeper {
       this.#lookedAtMs = beganAtMs;
       longestPauseMs = LONGEST_WITHOUT_WHOLE_LOOK_MS;
     } finally {
-      const pauseMs = (nowMs() - beganAtMs) * (1 / WHOLE_LOOK_SHARE - 1);
+      const pauseMs = restAfter(nowMs() - beganAtMs);
       if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, longestPauseMs);
     }
     this.#mustPrepare = true;

@@ -1,5 +1,6 @@
 import type { Sql } from "postgres";
 import type { EndReason } from "../core/delivery.ts";
+import { restAfter } from "../core/share-of-time.ts";
 import {
   cancelDeliveriesOfDeletedSubscription,
   type Ended,
@@ -20,10 +21,8 @@ export type SweeperOptions = {
 };
 
 const BATCH = 500;
-/** How long after its time a delivery that something holds may still be pending … */
+/** How long after its time a delivery that something holds may still be pending, unless a pass over the outbox takes long. */
 const LONGEST_PAUSE_MS = 30_000;
-/** … but where a pass over the outbox takes long, passes take no more than this part of the time. */
-const LARGEST_SHARE = 0.05;
 
 /** Ends what no attempt ends: what is lost, late, in the way or orphaned. Any worker may; several may at once. */
 export class Sweeper {
@@ -57,7 +56,7 @@ export class Sweeper {
       isDone = (await this.#passOver()) < BATCH;
     } finally {
       this.#isSweeping = false;
-      const pauseMs = (nowMs() - beganAtMs) * (1 / LARGEST_SHARE - 1);
+      const pauseMs = restAfter(nowMs() - beganAtMs);
       // Where more are waiting, the next call goes on.
       if (isDone) this.#wholeAtMs = nowMs() + Math.max(pauseMs, Math.min(LONGEST_PAUSE_MS, orderHoldMs / 4));
     }

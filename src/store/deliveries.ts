@@ -1,6 +1,6 @@
 import { type SQL, sql } from "drizzle-orm";
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
-import { fromOutcomeCode, type OutcomeKind, type PhaseDurations } from "../core/attempt.ts";
+import { fromOutcomeCode, type OutcomeKind, type Phase, type PhaseDurations } from "../core/attempt.ts";
 import {
   type DeliveryState,
   END_REASONS,
@@ -297,13 +297,18 @@ type AttemptRow = {
   response_excerpt: string | null;
 };
 
+/** The phases that an attempt went through: those of which a time is stored. */
+export function toPhases(stored: Readonly<Record<Phase, number | null>>): PhaseDurations {
+  return Object.fromEntries(Object.entries(stored).filter(([, ms]) => ms !== null)) as PhaseDurations;
+}
+
 function toAttempt(row: AttemptRow): DeliveryAttempt {
-  const phases = { dns: row.dns_ms, connect: row.connect_ms, first_byte: row.first_byte_ms, body: row.body_ms };
+  const { dns_ms: dns, connect_ms: connect, first_byte_ms: first_byte, body_ms: body } = row;
   return {
     number: row.number,
     startedAtMs: Math.floor(row.started_at_ms),
     durationMs: row.duration_ms,
-    phases: Object.fromEntries(Object.entries(phases).filter(([, ms]) => ms !== null)) as PhaseDurations,
+    phases: toPhases({ dns, connect, first_byte, body }),
     outcome: fromOutcomeCode(row.outcome),
     httpStatus: row.http_status ?? undefined,
     errorDetail: row.error_detail ?? "",

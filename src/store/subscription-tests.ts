@@ -4,7 +4,8 @@ import type { Sql } from "postgres";
 import { fromOutcomeCode, type Outcome, type PhaseDurations, toOutcomeCode } from "../core/attempt.ts";
 import { ResourceExhaustedError } from "../core/errors.ts";
 import type { Uuid } from "../core/ids.ts";
-import type { DeliveryAttempt } from "./deliveries.ts";
+import { type DeliveryAttempt, toPhases } from "./deliveries.ts";
+import { toStorableText, toWholeMs } from "./outbox/record.ts";
 import { subscriptionTests } from "./schema.ts";
 import { findRow } from "./subscription-rows.ts";
 
@@ -46,12 +47,11 @@ export async function requestTest(
 export async function findTestAnswer(orm: PostgresJsDatabase, testUuid: Uuid): Promise<DeliveryAttempt | undefined> {
   const [row] = await orm.select().from(subscriptionTests).where(eq(subscriptionTests.testUuid, testUuid));
   if (!row || row.startedAt === null || row.outcome === null) return undefined;
-  const phases = { dns: row.dnsMs, connect: row.connectMs, first_byte: row.firstByteMs, body: row.bodyMs };
   return {
     number: 1,
     startedAtMs: row.startedAt.getTime(),
     durationMs: row.durationMs ?? 0,
-    phases: Object.fromEntries(Object.entries(phases).filter(([, ms]) => ms !== null)) as PhaseDurations,
+    phases: toPhases({ dns: row.dnsMs, connect: row.connectMs, first_byte: row.firstByteMs, body: row.bodyMs }),
     outcome: fromOutcomeCode(row.outcome),
     httpStatus: row.httpStatus ?? undefined,
     errorDetail: row.errorDetail ?? "",
@@ -107,7 +107,7 @@ export type TestAnswer = {
 
 export async function answerTest(sql: Sql, testUuid: Uuid, answer: TestAnswer): Promise<void> {
   const { startedAtMs, durationMs, phases, outcome } = answer;
-  const whole = (ms: number | undefined) => (ms === undefined ? null : Math.round(ms));
+  const whole = (ms: number | undefined) => toWholeMs(ms) ?? null;
   await sql`
     UPDATE nuncio.subscription_tests SET
       started_at = to_timestamp(${startedAtMs}::float8 / 1000), duration_ms = ${Math.round(durationMs)},
@@ -115,6 +115,6 @@ export async function answerTest(sql: Sql, testUuid: Uuid, answer: TestAnswer): 
       dns_ms = ${whole(phases.dns)}, connect_ms = ${whole(phases.connect)},
       first_byte_ms = ${whole(phases.first_byte)}, body_ms = ${whole(phases.body)},
       error_detail = ${"detail" in outcome ? outcome.detail : null},
-      response_excerpt = ${"excerpt" in outcome ? outcome.excerpt.replaceAll("\0", "\uFFFD") : null}
+      response_excerpt = ${"excerpt" in outcome ? toStorableText(outcome.excerpt) : null}
     WHERE test_uuid = ${testUuid}`;
 }

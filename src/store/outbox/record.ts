@@ -66,11 +66,11 @@ export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]
   return { stale, promoted: result.promoted, superseded: result.superseded };
 }
 
-function toWholeMs(ms: number | undefined): number | undefined {
+export function toWholeMs(ms: number | undefined): number | undefined {
   return ms === undefined ? undefined : Math.round(ms);
 }
 
 /** Postgres stores any Unicode text but U+0000. */
-function toStorableText(text: string): string {
+export function toStorableText(text: string): string {
   return text.replaceAll("\0", "\uFFFD");
 }
