@@ -4,7 +4,7 @@ import type { DisableReason } from "../core/operational-event.ts";
 import { restAfter } from "../core/share-of-time.ts";
 import { isTransient } from "../store/database.ts";
 import { disableSubscription, GONE_UNLESS_SUCCESS_MS, type LaneReport, reportLanes } from "../store/lane-states.ts";
-import { countDue, countLeases, getLanes, type LaneSighting, listLanes } from "../store/outbox/lanes.ts";
+import { countDue, countLeases, getLanes, type LaneSighting, listLanes, scanLanes } from "../store/outbox/lanes.ts";
 import { beat, HEARTBEAT_LIFE_MS, HEARTBEAT_MS, leave } from "../store/workers.ts";
 import type { LaneOutcome } from "./lane.ts";
 import { Lanes } from "./lanes.ts";
@@ -39,9 +39,12 @@ const MOST_COUNTED = 100_000;
 const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole. */
-const LATE_COMMIT_MS = 10_000;
-/** There is a look at the whole outbox this often, whatever it takes, unless they fail by taking too long. */
+const LATE_COMMIT_MS = 3_000;
+/** There is a look at the whole outbox this often, whatever it takes. */
 const LONGEST_WITHOUT_WHOLE_LOOK_MS = 30_000;
+/** Where the index takes longer than this, it is full of what has ended, and the rows themselves are read for a while. */
+const SLOW_INDEX_MS = 500;
+const INDEX_AGAIN_MS = 300_000;
 
 /**
  * Keeps what the worker knows of the lanes in step with the database: which workers live, what others wrote down about a
@@ -59,6 +62,8 @@ export class LaneKeeper {
   #lookedAtMs = Number.NEGATIVE_INFINITY;
   /** When the next look has to be a whole one. */
   #wholeAtMs = Number.NEGATIVE_INFINITY;
+  /** When a whole look may go by the index again. */
+  #indexAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: LaneKeeperOptions) {
     this.#options = options;
@@ -124,22 +129,20 @@ export class LaneKeeper {
    *
    * As a rule each look is a whole one. Where that takes long, because there are thousands of lanes or because a transaction
    * elsewhere keeps Postgres from clearing away what has ended, the looks between see only what has come due since the one
-   * before. A whole look that fails is not tried again at once either: the next look is one of those.
+   * before.
    */
   async look(signal: AbortSignal): Promise<{ lanes: number; orphaned: number[] }> {
-    const { sql, nowMs } = this.#options;
+    const { nowMs } = this.#options;
     const beganAtMs = nowMs();
     const isWhole = beganAtMs >= this.#wholeAtMs;
-    const overdueMs = isWhole ? Number.POSITIVE_INFINITY : beganAtMs - this.#lookedAtMs + LATE_COMMIT_MS;
     this.lanes.forgetIdle(beganAtMs);
     const orphaned: number[] = [];
     let lanes = 0;
     let seen: LaneSighting[];
     let after = 0;
-    let longestPauseMs = Number.POSITIVE_INFINITY;
     try {
       do {
-        seen = await listLanes(sql, { after, limit: PAGE, overdueMs });
+        seen = await this.#see(after, isWhole, beganAtMs);
         for (const sighting of seen) {
           if (sighting.deleted) orphaned.push(sighting.lane);
           else this.lanes.sight(sighting, nowMs());
@@ -148,14 +151,28 @@ export class LaneKeeper {
         after = seen.at(-1)?.lane ?? after;
       } while (seen.length === PAGE && !signal.aborted);
       this.#lookedAtMs = beganAtMs;
-      longestPauseMs = LONGEST_WITHOUT_WHOLE_LOOK_MS;
     } finally {
       const pauseMs = restAfter(nowMs() - beganAtMs);
-      if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, longestPauseMs);
+      if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_WHOLE_LOOK_MS);
     }
     this.#mustPrepare = true;
     void this.report();
     return { lanes, orphaned };
+  }
+
+  /** The next page of a look. */
+  async #see(after: number, isWhole: boolean, beganAtMs: number): Promise<LaneSighting[]> {
+    const { sql, nowMs } = this.#options;
+    if (!isWhole) {
+      return listLanes(sql, { after, limit: PAGE, overdueMs: beganAtMs - this.#lookedAtMs + LATE_COMMIT_MS });
+    }
+    const askedAtMs = nowMs();
+    if (askedAtMs < this.#indexAtMs) return scanLanes(sql, { after, limit: PAGE });
+    try {
+      return await listLanes(sql, { after, limit: PAGE, overdueMs: Number.POSITIVE_INFINITY });
+    } finally {
+      if (nowMs() - askedAtMs > SLOW_INDEX_MS) this.#indexAtMs = nowMs() + INDEX_AGAIN_MS;
+    }
   }
 
   /** Something may have been missed, and nobody knows since when: the next look is a whole one. */

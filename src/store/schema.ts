@@ -196,7 +196,9 @@ export const outbox = nuncio.table(
   },
   (table) => [
     primaryKey({ columns: [table.subscriptionKey, table.eventKey] }),
-    index("outbox_due").on(table.subscriptionKey, table.nextAt),
+    // Not of what waits behind another. And so only a statement that says `next_at < 'infinity'` can be served by it: one that
+    // looks for a single row of a lane never is, whatever the statistics of a table that empties and refills make of it.
+    index("outbox_due").on(table.subscriptionKey, table.nextAt).where(sql`${table.nextAt} < 'infinity'`),
     index("outbox_order")
       .on(table.userKey, table.subscriptionKey, table.userSequence)
       .where(sql`${table.userKey} IS NOT NULL`),

@@ -105,6 +105,43 @@ describe("the plan of a hot statement", () => {
     }
   });
 
+  it("takes the same index in a table that is full of dead rows and by its statistics almost empty", async () => {
+    const lanes = await fill("PER_USER");
+    // An open transaction keeps what is deleted from being cleared away.
+    const pin = postgres(db.url.reveal(), { max: 1 });
+    await pin`BEGIN ISOLATION LEVEL REPEATABLE READ`;
+    await pin`SELECT count(*) FROM nuncio.outbox`;
+    const kept = lanes[0] ?? 0;
+    await db.admin`DELETE FROM nuncio.outbox WHERE subscription_key <> ${kept} OR user_sequence % 50 <> 0`;
+    await db.admin`VACUUM (ANALYZE) nuncio.outbox`;
+    const [claimed] = await claimDueDeliveries(
+      db.worker.hot,
+      [{ lane: kept, quota: 1, sinceMs: Number.NEGATIVE_INFINITY }],
+      { leaseMs: 25_000, leaseToken: 1n },
+    );
+    const tenant = (
+      await db.admin`
+      SELECT tenant_id FROM nuncio.tenants JOIN nuncio.webhook_subscriptions USING (tenant_key)
+      WHERE subscription_key = ${kept}`
+    )[0]?.tenant_id;
+
+    const plans = await plansOf(async (sql) => {
+      await appendEvents(sql, [toRow(draftEvent(tenant))], { maxPendingMs: 86_400_000 });
+      await recordAttempts(sql, [recordOf(claimed as NonNullable<typeof claimed>)]);
+    });
+    await pin`ROLLBACK`;
+    await pin.end();
+    const [append, record, promotion] = ["AS earlier", "held AS MATERIALIZED", "f.next_at = 'infinity'"].map((text) =>
+      plans.find((plan) => plan.includes(text)),
+    );
+    expect(append).toMatch(/Index Only Scan using outbox_order .*\n *Index Cond: \(\(ROW\(.*>=.*ROW\(.*<=/);
+    expect(record).toMatch(
+      /Index Scan using outbox_subscription_key_event_key_pk .*\n *Index Cond: \(\(subscription_key = .*event_key = /,
+    );
+    expect(promotion).toMatch(/Index Scan using outbox_order /);
+    for (const plan of [append, record, promotion]) expect(plan).not.toMatch(/outbox_due|Seq Scan on outbox|Bitmap/);
+  });
+
   it("looks for lanes with one index descent each", async () => {
     const lanes = await fill();
     let seen: unknown[] = [];

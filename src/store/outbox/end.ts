@@ -67,12 +67,14 @@ export async function endHoldingDeliveries(sql: Sql, orderHoldMs: number, limit:
   const hasHeldTooLong: Condition = (tx) => {
     const hold = tx`${orderHoldMs}::bigint * interval '1 millisecond'`;
     return tx`
-      q.failures > 0 AND isfinite(q.next_at) AND q.held_from <= now() - ${hold} AND ${isUnleased(tx)} AND EXISTS (
-        SELECT FROM nuncio.outbox behind
+      q.failures > 0 AND isfinite(q.next_at) AND q.held_from <= now() - ${hold} AND ${isUnleased(tx)} AND (
+        -- For each row that meets the rest, in the order of one index: EXISTS would let the planner join all with all.
+        SELECT true FROM nuncio.outbox behind
         LEFT JOIN nuncio.lane_states l ON l.subscription_key = behind.subscription_key
         WHERE behind.user_key = q.user_key AND behind.subscription_key = q.subscription_key
           AND behind.user_sequence > q.user_sequence AND l.stopped_since IS NULL
-          AND greatest(q.held_from, behind.held_from) <= now() - coalesce(l.stopped_for, '0') - ${hold})`;
+          AND greatest(q.held_from, behind.held_from) <= now() - coalesce(l.stopped_for, '0') - ${hold}
+        ORDER BY behind.user_sequence LIMIT 1)`;
   };
   return endAll(sql, "ORDER_HOLD", hasHeldTooLong, limit);
 }

@@ -11,13 +11,17 @@ export type Lease = Pick<ClaimedDelivery, "subscriptionKey" | "eventKey" | "leas
 export function lockHeld(sql: Sql, leases: readonly Lease[]): PendingQuery<Row[]> {
   return sql`
     SELECT held.ctid
-    FROM unnest(
-      ${toArrayText(leases, (lease) => lease.subscriptionKey)}::integer[],
-      ${toArrayText(leases, (lease) => lease.eventKey)}::uuid[],
-      ${toArrayText(leases, (lease) => lease.leaseToken)}::bigint[]
-    ) AS l (subscription_key, event_key, lease_token)
-    JOIN nuncio.outbox held ON held.subscription_key = l.subscription_key AND held.event_key = l.event_key
-      AND held.lease_token = l.lease_token
-    ORDER BY held.subscription_key, held.event_key
-    FOR UPDATE OF held`;
+    FROM (
+      SELECT * FROM unnest(
+        ${toArrayText(leases, (lease) => lease.subscriptionKey)}::integer[],
+        ${toArrayText(leases, (lease) => lease.eventKey)}::uuid[],
+        ${toArrayText(leases, (lease) => lease.leaseToken)}::bigint[]
+      ) AS u (subscription_key, event_key, lease_token)
+      ORDER BY u.subscription_key, u.event_key
+    ) AS l
+    CROSS JOIN LATERAL (
+      SELECT q.ctid FROM nuncio.outbox q
+      WHERE q.subscription_key = l.subscription_key AND q.event_key = l.event_key AND q.lease_token = l.lease_token
+      FOR UPDATE
+    ) AS held`;
 }

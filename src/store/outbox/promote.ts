@@ -30,8 +30,11 @@ export async function lockUsers(tx: TransactionSql, places: readonly Place[]): P
  */
 export async function promoteStranded(sql: Sql, limit: number): Promise<readonly number[]> {
   const stranded = await sql<Place[]>`
+    WITH waiting AS MATERIALIZED (
+      SELECT q.subscription_key, q.user_key FROM nuncio.outbox q WHERE q.next_at = 'infinity'
+    )
     SELECT w.subscription_key, w.user_key
-    FROM (SELECT DISTINCT q.subscription_key, q.user_key FROM nuncio.outbox q WHERE q.next_at = 'infinity') AS w
+    FROM (SELECT DISTINCT q.subscription_key, q.user_key FROM waiting q) AS w
     CROSS JOIN LATERAL (
       SELECT q.next_at FROM nuncio.outbox q
       WHERE q.user_key = w.user_key AND q.subscription_key = w.subscription_key ORDER BY q.user_sequence LIMIT 1

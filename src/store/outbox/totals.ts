@@ -28,7 +28,8 @@ export async function countOutbox(sql: Sql): Promise<OutboxTotals> {
       SELECT q.next_at, coalesce(q.lease_expires_at > now(), false) AS is_leased,
         q.next_at <= now() AND s.state = 1 AND s.deleted_at IS NULL AND l.breaker_until IS NULL
           AND coalesce(l.held_until <= now(), true) AS is_due
-      FROM nuncio.outbox q
+      -- OFFSET 0 keeps the rest out: the rows are read as they lie, by no index, of which each entry may be dead.
+      FROM (SELECT o.subscription_key, o.next_at, o.lease_expires_at FROM nuncio.outbox o OFFSET 0) AS q
       JOIN nuncio.webhook_subscriptions s ON s.subscription_key = q.subscription_key
       LEFT JOIN nuncio.lane_states l ON l.subscription_key = q.subscription_key
     ) AS o`;
