@@ -123,6 +123,9 @@ BEGIN
 END
 $$;
 --> statement-breakpoint
+-- The claim, which tells of each row whether its lease was lost; and by the index that has a row for each with a time alone.
+DROP FUNCTION nuncio.claim_deliveries;
+--> statement-breakpoint
 -- Leases due deliveries: of each lane at most its quota, oldest due first, or (quarantined) at most one of those whose
 -- last three claims or more ended without a record. Counts the attempt. An expired lease is simply due.
 --
@@ -131,12 +134,13 @@ $$;
 --
 -- `since` (milliseconds since 1970) bounds each lane's scan from below: behind it lie index entries of rows that ended,
 -- which nobody can remove while an old snapshot is held somewhere.
-CREATE OR REPLACE FUNCTION nuncio.claim_deliveries(
+CREATE FUNCTION nuncio.claim_deliveries(
   lanes integer[], quotas integer[], since double precision[], quarantined boolean, lease_ms integer, token bigint
 ) RETURNS TABLE (
   subscription_key integer, revision integer, event_key uuid, attempt smallint, failures smallint,
   was_due_ms double precision, claimed_ms double precision, expires_ms double precision,
-  event_id text, body text, traceparent text, user_key bigint, redrive boolean
+  event_id text, body text, traceparent text, user_key bigint, redrive boolean,
+  lease_lost boolean -- another claim had it and ended without a record
 )
 LANGUAGE plpgsql SET search_path = pg_catalog
 -- A few rows of each lane, in the order of the index: what the planner must not do is read a lane's whole backlog to sort
@@ -150,6 +154,7 @@ DECLARE
   picked tid[];
   due timestamptz[];
   revisions integer[];
+  leased boolean[];
 BEGIN
   IF quarantined THEN
     -- The lane first and its row after the lock, in a statement with a snapshot of its own.
@@ -160,9 +165,10 @@ BEGIN
       AND q.next_at <= now() AND s.state = 1 AND s.deleted_at IS NULL
       AND pg_try_advisory_xact_lock_shared(7102, q.subscription_key)
     ORDER BY q.next_at LIMIT 1;
-    SELECT array_agg(d.ctid), array_agg(d.next_at), array_agg(d.revision) INTO picked, due, revisions
+    SELECT array_agg(d.ctid), array_agg(d.next_at), array_agg(d.revision), array_agg(d.is_leased)
+    INTO picked, due, revisions, leased
     FROM (
-      SELECT q.ctid, q.next_at, s.revision
+      SELECT q.ctid, q.next_at, s.revision, q.lease_token IS NOT NULL AS is_leased
       FROM nuncio.outbox q
       JOIN nuncio.webhook_subscriptions s ON s.subscription_key = q.subscription_key
       WHERE q.lost_claims >= 2 AND q.lost_claims + (q.lease_token IS NOT NULL)::integer BETWEEN 3 AND 9
@@ -175,14 +181,15 @@ BEGIN
       SELECT CASE WHEN pg_try_advisory_xact_lock_shared(7102, l.lane) THEN l.lane END
       FROM unnest(lanes) WITH ORDINALITY AS l (lane, place) ORDER BY l.place
     );
-    SELECT array_agg(d.ctid), array_agg(d.next_at), array_agg(s.revision) INTO picked, due, revisions
+    SELECT array_agg(d.ctid), array_agg(d.next_at), array_agg(s.revision), array_agg(d.is_leased)
+    INTO picked, due, revisions, leased
     FROM unnest(lanes, quotas, since) AS l (lane, quota, since)
     CROSS JOIN LATERAL (
       SELECT s.revision FROM nuncio.webhook_subscriptions s
       WHERE s.subscription_key = l.lane AND s.state = 1 AND s.deleted_at IS NULL LIMIT 1
     ) AS s
     CROSS JOIN LATERAL (
-      SELECT q.ctid, q.next_at
+      SELECT q.ctid, q.next_at, q.lease_token IS NOT NULL AS is_leased
       FROM nuncio.outbox q
       WHERE q.subscription_key = l.lane AND q.next_at >= to_timestamp(l.since / 1000) AND q.next_at <= now()
         AND q.next_at < 'infinity'
@@ -200,14 +207,14 @@ BEGIN
       lease_token = token,
       attempt = q.attempt + 1,
       lost_claims = q.lost_claims + (q.lease_token IS NOT NULL)::integer
-    FROM unnest(picked, due, revisions) AS p (place, due_at, revision)
+    FROM unnest(picked, due, revisions, leased) AS p (place, due_at, revision, is_leased)
     WHERE q.ctid = p.place
     RETURNING q.subscription_key, p.revision, q.event_key, q.tenant_key, q.attempt, q.failures, q.expires_at, p.due_at,
-      q.user_key, q.redrive
+      q.user_key, q.redrive, p.is_leased
   )
   SELECT c.subscription_key, c.revision, c.event_key, c.attempt, c.failures,
     date_part('epoch', c.due_at) * 1000, date_part('epoch', now()) * 1000, date_part('epoch', c.expires_at) * 1000,
-    e.event_id, e.body, e.traceparent, c.user_key, c.redrive
+    e.event_id, e.body, e.traceparent, c.user_key, c.redrive, c.is_leased
   FROM claimed c
   -- One probe per row: a plain join may hash every partition of events.
   LEFT JOIN LATERAL (
@@ -313,3 +320,64 @@ BEGIN
   RETURN NEXT;
 END
 $$;
+--> statement-breakpoint
+-- Lanes with rows that have a time, in the order of their keys, each with its first time: one index descent per lane, whatever
+-- is pending in it (a loose index scan, which Postgres does not plan by itself).
+CREATE FUNCTION nuncio.list_lanes(after integer, max_lanes integer) RETURNS TABLE (subscription_key integer, next_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET enable_incremental_sort = off AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY
+  WITH RECURSIVE lane AS (
+    (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
+     WHERE q.subscription_key > after AND q.next_at < 'infinity'
+     ORDER BY q.subscription_key, q.next_at LIMIT 1)
+    UNION ALL
+    SELECT n.subscription_key, n.next_at FROM lane l CROSS JOIN LATERAL (
+      SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
+      WHERE q.subscription_key > l.subscription_key AND q.next_at < 'infinity'
+      ORDER BY q.subscription_key, q.next_at LIMIT 1
+    ) AS n
+  )
+  SELECT l.subscription_key, l.next_at FROM lane l LIMIT max_lanes;
+END
+$$;
+--> statement-breakpoint
+-- Of subscriptions that are not deleted the lanes with rows that are due from `since` on, each with the first of those. What lies
+-- before `since` is not read, also where it is dead: so each lane is asked, instead of the index which comes next.
+CREATE FUNCTION nuncio.list_lanes_since(after integer, max_lanes integer, since timestamptz)
+RETURNS TABLE (subscription_key integer, next_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY
+  SELECT s.subscription_key, f.next_at
+  FROM nuncio.webhook_subscriptions s
+  CROSS JOIN LATERAL (
+    SELECT q.next_at FROM nuncio.outbox q
+    WHERE q.subscription_key = s.subscription_key AND q.next_at >= since AND q.next_at < 'infinity' ORDER BY q.next_at LIMIT 1
+  ) AS f
+  WHERE s.subscription_key > after AND s.deleted_at IS NULL
+  ORDER BY s.subscription_key LIMIT max_lanes;
+END
+$$;
+--> statement-breakpoint
+-- The first time of each of these lanes; null for a lane without a row that has one.
+CREATE FUNCTION nuncio.first_due(lanes integer[]) RETURNS TABLE (subscription_key integer, next_at timestamptz)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+#variable_conflict use_column
+BEGIN
+  RETURN QUERY
+  SELECT k.lane, f.next_at
+  FROM unnest(lanes) AS k (lane)
+  LEFT JOIN LATERAL (
+    SELECT q.next_at FROM nuncio.outbox q
+    WHERE q.subscription_key = k.lane AND q.next_at < 'infinity' ORDER BY q.next_at LIMIT 1
+  ) AS f ON true;
+END
+$$;
+--> statement-breakpoint
+REVOKE ALL ON FUNCTION nuncio.claim_deliveries, nuncio.list_lanes, nuncio.list_lanes_since, nuncio.first_due FROM PUBLIC;--> statement-breakpoint
+GRANT EXECUTE ON FUNCTION nuncio.claim_deliveries, nuncio.list_lanes, nuncio.list_lanes_since, nuncio.first_due TO nuncio_worker;

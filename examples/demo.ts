@@ -3,19 +3,21 @@ import { setTimeout as delay } from "node:timers/promises";
 import { HealthCheckResponse_ServingStatus as ServingStatus } from "../gen/grpc/health/v1/health_pb.ts";
 import { type Delivery, DeliveryState } from "../gen/nuncio/v1/delivery_pb.ts";
 import { ContentType, SubscriptionOrdering } from "../gen/nuncio/v1/webhook_subscription_pb.ts";
+import { connectToNuncio, type Nuncio } from "../src/cli/client.ts";
 import { exitWithParent } from "../src/supervisor.ts";
 import { compare, matches, type Subscribed } from "./compare.ts";
 import { type Gateway, openGateway } from "./gateway.ts";
 import { FrontDoor, live } from "./lives.ts";
-import { connectToNuncio, type Nuncio } from "./nuncio.ts";
+import { type Cast, Night } from "./night.ts";
 import { startOwnNuncio } from "./own-nuncio.ts";
 import { inventPeople } from "./people.ts";
 import { type Inbox, openReceiver, type Receiver } from "./receiver.ts";
 import { say, Ticker, toTable } from "./report.ts";
 import { EVENT_TYPES, type UserEventType } from "./user-event.ts";
 
-// A gateway whose people live their lives, a Nuncio that carries the events, a receiver with bad moments, and at the end
-// a comparison of what was emitted with what was received. Exit 0: there is no difference.
+// A gateway whose people live their lives, a Nuncio that carries the events, a receiver with bad moments; one subscription is
+// paused, one gets a new secret, one is dead and is repaired and redriven, one person is erased; and at the end a comparison
+// of what was emitted with what was received. Exit 0: there is no difference.
 //
 //   NUNCIO_DEMO_ADDRESS, NUNCIO_DEMO_OPERATOR_KEY   a Nuncio that runs already and may call 127.0.0.1; else its own
 //   NUNCIO_DEMO_PEOPLE                              how many people, default 60
@@ -54,6 +56,8 @@ const CONTENT_TYPES: Readonly<Record<number, string>> = {
 };
 
 type Subscription = Plan & { readonly tenantId: string; readonly id: string; readonly inbox: Inbox };
+
+type Patiently = (ask: () => Promise<boolean>) => Promise<boolean>;
 
 /** Somebody no longer wants to watch. */
 class Interruption extends Error {}
@@ -94,12 +98,36 @@ async function demonstrate(stop: AbortController, cleanUps: CleanUp[]): Promise<
   say(
     `${count} people sign up, change, leave and return at ${gateway.address}; about a third of all first attempts fail:`,
   );
-  await liveAll(gateway, tenantIdsOf(subscriptions), count, signal);
+  const night = new Night(nuncio, castOf(subscriptions));
+  await liveAll(gateway, tenantIdsOf(subscriptions), count, night, signal);
+  await night.end();
   ticker.summarise();
-  say(`The lives are over (${seconds(livesFrom)}); waiting until everything is delivered …`);
+  say(`The lives are over (${seconds(livesFrom)}).`);
+  const patiently = (ask: () => Promise<boolean>) => until(signal, DELIVERED_TIMEOUT_MS, ask);
+  await patiently(async () => gateway.waiting() === 0);
+  await night.repair(patiently);
+  say("Waiting until everything is delivered …");
   const delivered = await untilDelivered(nuncio, gateway, subscriptions, signal);
   say(`${delivered ? "Everything is delivered" : "Not everything is delivered"} (${seconds(livesFrom)})`);
+  await eraseSomebody(gateway, night, patiently);
   return report(nuncio, gateway, subscriptions, signal);
+}
+
+/** Each has a tenant of its own, so that the others show what such a night is to everybody else. */
+function castOf(subscriptions: readonly Subscription[]): Cast {
+  const find = (tenant: string, name: string) => {
+    const { inbox, tenantId, id } = subscriptions.find(
+      (one) => one.tenant === tenant && one.name === name,
+    ) as Subscription;
+    return { name: `${tenant}/${name}`, inbox, tenantId, id };
+  };
+  return { paused: find("acme", "directory"), rotated: find("globex", "directory"), dead: find("initech", "access") };
+}
+
+/** The first who was deleted: the gateway has forgotten them, and asks Nuncio to do the same. */
+async function eraseSomebody({ emissions }: Gateway, night: Night, patiently: Patiently): Promise<void> {
+  const gone = emissions.find(({ event }) => event.type === "user.deleted")?.event;
+  if (gone !== undefined) await night.erase(gone.tenantId, gone.user.id, patiently);
 }
 
 // The parts
@@ -185,13 +213,19 @@ async function liveAll(
   gateway: Gateway,
   tenantIds: readonly string[],
   count: number,
+  night: Night,
   signal: AbortSignal,
 ): Promise<void> {
   const people = inventPeople(count, SEED);
   const doors = tenantIds.map((tenantId) => new FrontDoor(gateway.address, tenantId, signal));
   const waiting = people.keys();
+  let over = 0;
   const leadOneAfterTheOther = async () => {
-    for (const i of waiting) await live(doors[i % doors.length] as FrontDoor, i, people);
+    for (const i of waiting) {
+      await live(doors[i % doors.length] as FrontDoor, i, people);
+      over += 1;
+      night.reached(over / count);
+    }
   };
   await Promise.all(Array.from({ length: PEOPLE_AT_ONCE }, leadOneAfterTheOther));
 }
@@ -255,6 +289,7 @@ async function report(
         received: subscription.inbox.received,
         beliefs: subscription.inbox.beliefs,
         faults: subscription.inbox.faults,
+        wasDisabled: subscription.id === castOf(subscriptions).dead.id,
         listed: listed.map(({ eventId, state }) => ({ eventId, state: nameOf(DeliveryState, state) })),
       };
     }),

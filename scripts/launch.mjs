@@ -2,6 +2,7 @@
 //
 //   node scripts/launch.mjs start               the whole system on this machine
 //   node scripts/launch.mjs test [args]         vitest run [args]
+//   node scripts/launch.mjs nuncio [args]       the command line, on the terminal's stdin
 //   node scripts/launch.mjs run <file> [args]   one entrypoint
 //
 // Each installs what is missing and then runs on the Node that package.json pins (npm package `node`).
@@ -71,8 +72,9 @@ function runtime() {
 function commandLine([command, ...rest]) {
   if (command === "start" && rest.length === 0) return [join("src", "start.ts")];
   if (command === "test") return [join("node_modules", "vitest", "vitest.mjs"), "run", ...rest];
+  if (command === "nuncio") return [join("src", "nuncio.ts"), ...rest];
   if (command === "run" && rest.length > 0) return rest;
-  return fail("Usage: launch.mjs start | test [vitest arguments] | run <file> [arguments]");
+  return fail("Usage: launch.mjs start | test [vitest arguments] | nuncio [arguments] | run <file> [arguments]");
 }
 
 /**
@@ -115,4 +117,4 @@ if (ownNodeMajor < OLDEST_LAUNCHER_NODE) {
 const [command] = process.argv.slice(2);
 const args = commandLine(process.argv.slice(2));
 if (!isInstalled()) install();
-run(args, command === "test" ? "inherit" : "pipe");
+run(args, command === "test" || command === "nuncio" ? "inherit" : "pipe");

@@ -298,7 +298,14 @@ export function findUnknownSettings(env: NodeJS.ProcessEnv): string[] {
   return Object.keys(env).filter((name) => name.startsWith("NUNCIO_") && !KNOWN_NAMES.has(name));
 }
 
-const KNOWN_NAMES = new Set([...Object.values(SETTINGS).map(({ name }) => name), EXIT_WITH_PARENT]);
+/** What the command line reads: who has them set, and starts a server too, made no mistake. */
+const OF_THE_COMMAND_LINE = ["NUNCIO_ADDRESS", "NUNCIO_KEY", "NUNCIO_TENANT", "NUNCIO_SIGNING_SECRET"];
+
+const KNOWN_NAMES = new Set([
+  ...Object.values(SETTINGS).map(({ name }) => name),
+  EXIT_WITH_PARENT,
+  ...OF_THE_COMMAND_LINE,
+]);
 
 function findContradictions(config: Config, reader: Process): string[] {
   const faults: string[] = [];

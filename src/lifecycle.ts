@@ -3,6 +3,7 @@ import { SecretKeyError } from "./core/encryption.ts";
 import { restAfter } from "./core/share-of-time.ts";
 import { pause } from "./delivery/pause.ts";
 import { createLogger, type Logger } from "./logger.ts";
+import type { Tracing } from "./operations/tracing.ts";
 import { exitWithParent } from "./supervisor.ts";
 
 /** The wish that a process ends. */
@@ -85,6 +86,18 @@ export async function keepDoing(
       if (!signal.aborted) onFailure(error);
     }
     await pause(Math.max(everyMs, restAfter(performance.now() - beganAtMs)), signal);
+  }
+}
+
+const TRACING_CLOSE_MS = 3_000;
+
+/** Sends the last spans, and gives up soon: a collector that is away keeps nobody from ending. */
+export async function closeTracing(tracing: Tracing | undefined, logger: Logger): Promise<void> {
+  if (tracing === undefined) return;
+  try {
+    await Promise.race([tracing.close(), elapse(TRACING_CLOSE_MS)]);
+  } catch (error) {
+    logger.warn({ error }, "tracing.not_sent");
   }
 }
 

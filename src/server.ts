@@ -3,10 +3,11 @@ import { connectNodeAdapter } from "@connectrpc/connect-node";
 import { v7 as uuidV7 } from "uuid";
 import { type Config, toAddressPolicy } from "./config.ts";
 import { openSecretBox } from "./core/encryption.ts";
-import { keepDoing, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
+import { closeTracing, keepDoing, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
 import { createRegistry, createServerMetrics } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
+import { openTracing } from "./operations/tracing.ts";
 import type { PublishOutcome } from "./rpc/dependencies.ts";
 import { openPort } from "./rpc/port.ts";
 import { registerRoutes, routerOptions } from "./rpc/routes.ts";
@@ -42,6 +43,7 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
   const groupCommit = new GroupCommit({
     append: (rows) => appendEvents(db.hot, rows, { maxPendingMs: config.maxPendingMs }),
     onCommitted: (lanes) => wakeUp.announce(lanes),
+    nowMs,
     writers: WRITERS,
     groupRows: 500,
     maxQueuedRows: 20_000,
@@ -50,12 +52,16 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
   });
 
   let waits: readonly string[] = ["the server has not finished starting"];
+  const tracing = await openTracing("nuncio-server");
   const registry = createRegistry();
   const operations = await openOperationsPort(config.operationsListen, {
     registry,
     findWaits: async () => waits,
   });
-  const metrics = createServerMetrics(registry, () => quotas.highestShares());
+  const metrics = createServerMetrics(registry, {
+    quotaShares: () => quotas.highestShares(),
+    queuedEvents: () => groupCommit.queuedRows,
+  });
   const quotas = new TenantQuotas({
     eventsPerSecond: config.maxEventsPerSecond,
     maxPending: config.maxPendingPerTenant,
@@ -95,6 +101,8 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
       maxRequestBytes: config.maxRequestBytes,
       logger,
       nowMs,
+      onCall: ({ rpc, code, durationMs }) => metrics.calls.observe({ rpc, code }, durationMs / 1_000),
+      startCall: tracing?.startCall,
       shutdownSignal: watchesEnd.signal,
     });
     const routes = registerRoutes(deps, { isServing: () => waits.length === 0, reflection: config.reflection });
@@ -102,7 +110,7 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
     const port = await openPort(handler, config.listen);
     waits = [];
     const readiness = setInterval(async () => {
-      waits = await findStoreWaits(db.hot);
+      waits = [...(await findStoreWaits(db.hot)), ...groupCommit.findStalls()];
     }, READINESS_EVERY_MS);
     const housekeeping = setInterval(() => {
       ensurePartitions(db.hot).catch((error) => logger.error({ error }, "housekeeping.failed"));
@@ -124,7 +132,7 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
     watchesEnd.abort();
     await port.close(config.shutdownTimeoutMs);
   }
-  await Promise.all([operations.close(), db.close()]);
+  await Promise.all([operations.close(), db.close(), closeTracing(tracing, logger)]);
   logger.info("server.stopped");
 }
 

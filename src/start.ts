@@ -177,6 +177,8 @@ async function startPostgres(system: System, directory: string): Promise<void> {
   const postgres = await startEmbeddedPostgres(options);
   system.postgres = postgres;
   system.env.NUNCIO_DATABASE_URL = postgres.url;
+  // For `npm run nuncio -- doctor` in another terminal.
+  await writeFile(join(directory, "database-url"), `${postgres.url}\n`, { mode: 0o600 });
   system.ending.signal.throwIfAborted();
   say(`Postgres is ready, data in ${postgres.dataDirectory}`);
   void keepPostgresRunning(system, postgres, options).catch((error) => system.ending.abort(error));

@@ -34,6 +34,9 @@ export function countEvent(metrics: WorkerMetrics, event: WorkerEvent): void {
     case "released":
       metrics.released.inc(event.count);
       break;
+    case "leases_lost":
+      metrics.leasesLost.inc(event.count);
+      break;
     case "failed":
       metrics.failedSteps.inc({ step: event.step });
       break;
@@ -96,6 +99,9 @@ export function logEvent(logger: Logger, event: WorkerEvent): void {
       break;
     case "released":
       logger.info({ count: event.count }, "delivery.released");
+      break;
+    case "leases_lost":
+      logger.warn({ count: event.count }, "delivery.leases_lost");
       break;
     case "failed":
       logger.error({ step: event.step, error: event.error }, "delivery.step_failed");

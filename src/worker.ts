@@ -14,20 +14,24 @@ import { createResolver, shareAnswers } from "./delivery/resolver.ts";
 import { cacheTargets } from "./delivery/targets.ts";
 import { startTester } from "./delivery/tester.ts";
 import { keepVacuumed } from "./delivery/vacuumer.ts";
-import { elapse, keepDoing, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
+import { closeTracing, elapse, keepDoing, keepTrying, runProcess, type Stop } from "./lifecycle.ts";
 import type { Logger } from "./logger.ts";
 import { createRegistry, createWorkerMetrics, type WorkerMetrics } from "./operations/metrics.ts";
 import { openOperationsPort } from "./operations/operations-port.ts";
+import { openTracing } from "./operations/tracing.ts";
 import { openDatabase } from "./store/database.ts";
 import { dropOutlived, ensurePartitions } from "./store/housekeeping.ts";
+import { findOldestSnapshot } from "./store/oldest-snapshot.ts";
 import { countOutbox } from "./store/outbox/totals.ts";
 import { createWakeUp } from "./store/outbox/wake-up.ts";
+import { countConnections } from "./store/postgres-state.ts";
 import { findStoreWaits } from "./store/readiness.ts";
 import { checkSecretKeys } from "./store/secret-keys.ts";
 import { countEvent, logEvent, type WorkerEvent } from "./worker-events.ts";
 
 const HOUSEKEEPING_MS = 3_600_000;
 const COUNT_OUTBOX_MS = 15_000;
+const LOOK_AT_POSTGRES_MS = 15_000;
 
 /** Builds the worker from its settings and runs it until it is told to stop. Nothing is claimed before it is ready. */
 async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<void> {
@@ -41,8 +45,9 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     statementTimeoutMs: 5_000,
   });
 
+  const tracing = await openTracing("nuncio-worker");
   const registry = createRegistry();
-  const metrics = createWorkerMetrics(registry);
+  const metrics = createWorkerMetrics(registry, () => loop?.state());
   const tell = (event: WorkerEvent) => {
     countEvent(metrics, event);
     logEvent(logger, event);
@@ -52,7 +57,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     registry,
     findWaits: async () => {
       const waits = await findStoreWaits(db.hot);
-      return waits.length > 0 || loop?.isHealthy() ? waits : ["the outbox has not been looked at yet"];
+      return [...waits, ...(loop?.findStalls() ?? ["the worker has not finished starting"])];
     },
   });
   const isReady = await keepTrying(stop, logger, async () => {
@@ -88,6 +93,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       maxInFlight: config.maxInFlight,
       leaseMs: config.leaseMs,
       orderHoldMs: config.orderHoldMs,
+      ...(tracing ? { startAttempt: tracing.startAttempt } : {}),
     });
     const tester = startTester({ ...sending, box });
     const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));
@@ -112,6 +118,11 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       { everyMs: COUNT_OUTBOX_MS, onFailure: (error) => logger.warn({ error }, "outbox.not_counted") },
       stopping.signal,
     );
+    void keepDoing(
+      () => showPostgres(db.hot, metrics),
+      { everyMs: LOOK_AT_POSTGRES_MS, onFailure: (error) => logger.warn({ error }, "postgres.not_looked_at") },
+      stopping.signal,
+    );
     const keepHouse = () => housekeep(db.hot, config, logger);
     const housekeeping = setInterval(keepHouse, HOUSEKEEPING_MS);
     void keepHouse();
@@ -124,7 +135,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     await Promise.race([Promise.all([running.drain(), tester.close()]), elapse(config.shutdownTimeoutMs)]);
     await Promise.all([listener.close(), connections.close()]);
   }
-  await Promise.all([operations.close(), db.close()]);
+  await Promise.all([operations.close(), db.close(), closeTracing(tracing, logger)]);
   logger.info("worker.stopped");
 }
 
@@ -135,6 +146,15 @@ async function showOutbox(sql: Sql, metrics: WorkerMetrics): Promise<void> {
     metrics.deliveries.set({ state }, count);
   metrics.due.set(due);
   metrics.oldestDue.set(oldestDueSeconds);
+}
+
+/** What Postgres says of itself, for `/metrics`. */
+async function showPostgres(sql: Sql, metrics: WorkerMetrics): Promise<void> {
+  const oldest = await findOldestSnapshot(sql);
+  metrics.snapshotSeconds.set(oldest?.heldForSeconds ?? 0);
+  metrics.snapshotTransactions.set(oldest?.transactions ?? 0);
+  for (const { process, state, count } of await countConnections(sql))
+    metrics.connections.set({ process, state }, count);
 }
 
 /** Partitions ahead, and what has outlived its retention behind. What fails is tried again an hour later. */

@@ -22,6 +22,14 @@ export const FAILURES_TO_OPEN = 10;
 /** … of so many different events: one poison event, tried again and again, says nothing about its receiver. */
 export const EVENTS_TO_OPEN = 3;
 
+/** What a breaker lets through: everything, nothing, or one probe. */
+export type BreakerState = "closed" | "open" | "half_open";
+
+export function stateOf({ openUntilMs }: Breaker, nowMs: number): BreakerState {
+  if (openUntilMs === undefined) return "closed";
+  return nowMs < openUntilMs ? "open" : "half_open";
+}
+
 /** Counted no further: the pause has long stopped growing. */
 const MOST_TRIPS = 100;
 const FIRST_PAUSE_MS = 5_000;

@@ -44,11 +44,7 @@ export function verifyRequest(
   return [verifyStandard(request, secrets, nowSeconds), verifyIdentity(request, secrets, nowSeconds)];
 }
 
-function verifyStandard(
-  request: ReceivedRequest,
-  secrets: readonly Secret[],
-  nowSeconds: number | undefined,
-): Verdict {
+function verifyStandard(request: ReceivedRequest, secrets: readonly Secret[], nowSeconds: number | undefined): Verdict {
   const { headers, body } = request;
   const header = "webhook-signature";
   const verdict = verdictOf("standard", header);
@@ -56,7 +52,10 @@ function verifyStandard(
   if (missing.length > 0) return verdict("HEADER_MISSING", `there is no ${missing.join(" and no ")}`);
   const signatures = (headers[header] ?? "").split(" ").filter((signature) => signature.startsWith("v1,"));
   if (signatures.length === 0) {
-    return verdict("HEADER_MALFORMED", `${header} holds no v1 signature: expected v1,<base64>, several apart by a space`);
+    return verdict(
+      "HEADER_MALFORMED",
+      `${header} holds no v1 signature: expected v1,<base64>, several apart by a space`,
+    );
   }
   const timestamp = Number(headers["webhook-timestamp"]);
   const untimely = judgeTime(timestamp, nowSeconds);
@@ -68,11 +67,7 @@ function verifyStandard(
   return judgeMatch(verdict, signatures, body, sign);
 }
 
-function verifyIdentity(
-  request: ReceivedRequest,
-  secrets: readonly Secret[],
-  nowSeconds: number | undefined,
-): Verdict {
+function verifyIdentity(request: ReceivedRequest, secrets: readonly Secret[], nowSeconds: number | undefined): Verdict {
   const { headers, body } = request;
   const header = "x-identity-signature";
   const verdict = verdictOf("identity", header);
@@ -144,11 +139,13 @@ function judgeMatch(
     return before !== undefined && !before.equals(body) && matches(before) >= 0;
   });
   if (change !== undefined) return verdict("NO_MATCH", change.explanation);
-  const those = signatures.length === 1 ? "its signature matches" : `none of its ${signatures.length} signatures matches`;
+  const none =
+    signatures.length === 1
+      ? "its signature matches no secret"
+      : `none of its ${signatures.length} signatures matches a secret`;
   return verdict(
     "NO_MATCH",
-    `${signatures.length === 1 ? "" : ""}${those} ${signatures.length === 1 ? "no secret" : "a secret"} that was given: ` +
-      "another secret signed it (of another subscription, or replaced since), or the body was changed",
+    `${none} that was given: another secret signed it (of another subscription, or replaced since), or the body was changed`,
   );
 }
 
@@ -160,7 +157,8 @@ const CHANGES: readonly { undo: (body: Buffer) => Buffer | undefined; explanatio
   },
   {
     undo: (body) => parsedAnew(body),
-    explanation: "the body was parsed and written again (other spaces or escapes): verify the raw bytes, before anything parses them",
+    explanation:
+      "the body was parsed and written again (other spaces or escapes): verify the raw bytes, before anything parses them",
   },
   {
     undo: (body) => Buffer.from(body.toString("latin1"), "utf8"),

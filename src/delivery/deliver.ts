@@ -11,6 +11,17 @@ export type DeliverDependencies = SendDependencies & {
   readonly random: () => number;
   readonly schedule: readonly number[];
   readonly maxResponseBytes: number;
+  /** Undefined: no traces, and the receiver gets the publisher's `traceparent` as it came. */
+  readonly startAttempt?: StartAttempt;
+};
+
+/** What a trace wants to know of an attempt: ids and codes. `parent` is the `traceparent` that came with the event. */
+export type StartAttempt = (
+  parent: string | null,
+  attributes: Readonly<Record<string, string | number>>,
+) => {
+  readonly traceparent: string;
+  end(fault: string | undefined, attributes: Readonly<Record<string, string | number>>): void;
 };
 
 /** A claimed delivery whose payload is there, and when its claim was sent, by our own monotonic clock. */
@@ -34,14 +45,20 @@ export async function deliver(
 ): Promise<Attempted> {
   const startedAtMs = databaseTimeMs(deps, delivery);
   const body = Buffer.from(delivery.event.body);
+  const deliveryId = formatDeliveryId(delivery.eventKey, target.subscriptionUuid);
+  const span = deps.startAttempt?.(delivery.event.traceparent, {
+    "nuncio.delivery_id": deliveryId,
+    "nuncio.event_id": delivery.event.id,
+    "nuncio.attempt": delivery.attempt,
+  });
   const headers = toRequestHeaders(keysAt(target, startedAtMs), {
     eventId: delivery.event.id,
-    deliveryId: formatDeliveryId(delivery.eventKey, target.subscriptionUuid),
+    deliveryId,
     attempt: delivery.attempt,
     redrive: delivery.redrive,
     timestamp: Math.floor(startedAtMs / 1000),
     body,
-    traceparent: delivery.event.traceparent,
+    traceparent: span?.traceparent ?? delivery.event.traceparent,
     contentType: target.contentType,
     headers: target.headers,
   });
@@ -53,6 +70,10 @@ export async function deliver(
     body,
     timeoutMs,
     maxResponseBytes,
+  });
+
+  span?.end(outcome.kind === "delivered" ? undefined : outcome.kind, {
+    ...(outcome.httpStatus === undefined ? {} : { "http.response.status_code": outcome.httpStatus }),
   });
 
   const endedAtMs = databaseTimeMs(deps, delivery);

@@ -4,7 +4,15 @@ import type { DisableReason } from "../core/operational-event.ts";
 import { restAfter } from "../core/share-of-time.ts";
 import { isTransient } from "../store/database.ts";
 import { disableSubscription, GONE_UNLESS_SUCCESS_MS, type LaneReport, reportLanes } from "../store/lane-states.ts";
-import { countDue, countLeases, getLanes, type LaneSighting, listLanes, scanLanes } from "../store/outbox/lanes.ts";
+import {
+  countDue,
+  countLeases,
+  getLanes,
+  type LaneSighting,
+  listLanes,
+  listLanesSince,
+  scanLanes,
+} from "../store/outbox/lanes.ts";
 import { beat, HEARTBEAT_LIFE_MS, HEARTBEAT_MS, leave } from "../store/workers.ts";
 import type { LaneOutcome } from "./lane.ts";
 import { Lanes } from "./lanes.ts";
@@ -39,7 +47,7 @@ const MOST_COUNTED = 100_000;
 const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole. */
-const LATE_COMMIT_MS = 3_000;
+const LATE_COMMIT_MS = 1_000;
 /** There is a look at the whole outbox this often, whatever it takes. */
 const LONGEST_WITHOUT_WHOLE_LOOK_MS = 30_000;
 /** Where the index takes longer than this, it is full of what has ended, and the rows themselves are read for a while. */
@@ -164,12 +172,12 @@ export class LaneKeeper {
   async #see(after: number, isWhole: boolean, beganAtMs: number): Promise<LaneSighting[]> {
     const { sql, nowMs } = this.#options;
     if (!isWhole) {
-      return listLanes(sql, { after, limit: PAGE, overdueMs: beganAtMs - this.#lookedAtMs + LATE_COMMIT_MS });
+      return listLanesSince(sql, { after, limit: PAGE, overdueMs: beganAtMs - this.#lookedAtMs + LATE_COMMIT_MS });
     }
     const askedAtMs = nowMs();
     if (askedAtMs < this.#indexAtMs) return scanLanes(sql, { after, limit: PAGE });
     try {
-      return await listLanes(sql, { after, limit: PAGE, overdueMs: Number.POSITIVE_INFINITY });
+      return await listLanes(sql, { after, limit: PAGE });
     } finally {
       if (nowMs() - askedAtMs > SLOW_INDEX_MS) this.#indexAtMs = nowMs() + INDEX_AGAIN_MS;
     }

@@ -1,4 +1,12 @@
-import { afterFailure, afterSuccess, type Breaker, CLOSED, FAILURES_TO_OPEN } from "../core/breaker.ts";
+import {
+  afterFailure,
+  afterSuccess,
+  type Breaker,
+  type BreakerState,
+  CLOSED,
+  FAILURES_TO_OPEN,
+  stateOf,
+} from "../core/breaker.ts";
 import { emptyBucket, nextTokenAtMs, refill, type TokenBucket, take } from "../core/token-bucket.ts";
 import type { LaneReport } from "../store/lane-states.ts";
 import type { LaneSighting } from "../store/outbox/lanes.ts";
@@ -109,6 +117,10 @@ export class Lane {
     this.#succeededAtMs = succeededAgoMs === undefined ? Number.NEGATIVE_INFINITY : nowMs - succeededAgoMs;
     this.#failingSinceMs = failingForMs === undefined ? undefined : nowMs - failingForMs;
     if (recoveringForMs !== undefined && recoveringForMs < RECOVERY_MS) this.#recover(nowMs - recoveringForMs);
+  }
+
+  breakerState(nowMs: number): BreakerState {
+    return stateOf(this.#breaker, nowMs);
   }
 
   /** Whether more is on its way than may be: a claim was made under limits that have changed since. */

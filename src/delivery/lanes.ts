@@ -1,3 +1,4 @@
+import type { BreakerState } from "../core/breaker.ts";
 import { shareSlots, unprovenSlots } from "../core/fair-shares.ts";
 import { ownerOf } from "../core/ownership.ts";
 import type { LaneReport } from "../store/lane-states.ts";
@@ -224,6 +225,13 @@ export class Lanes {
       tenant.lanes.delete(lane.key);
       if (tenant.lanes.size === 0) this.#tenants.delete(lane.tenant);
     }
+  }
+
+  /** How many of our lanes have their breaker in each state. */
+  countBreakers(nowMs: number): Record<BreakerState, number> {
+    const counts = { closed: 0, open: 0, half_open: 0 };
+    for (const lane of this.#lanes.values()) if (lane.isOwned) counts[lane.breakerState(nowMs)] += 1;
+    return counts;
   }
 
   /** When the next lane that may send comes due; infinite if none is known. */

@@ -1,5 +1,6 @@
 import { randomBytes } from "node:crypto";
 import type { Sql } from "postgres";
+import type { BreakerState } from "../core/breaker.ts";
 import { type EndReason, timeLimitWithin } from "../core/delivery.ts";
 import type { Uuid } from "../core/ids.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
@@ -35,6 +36,8 @@ export type LoopEvent =
   /** The outbox was looked through, or what has come due in it lately: how many lanes were seen. */
   | { readonly kind: "looked"; readonly lanes: number }
   | { readonly kind: "released"; readonly count: number }
+  /** Rows were claimed whose lease had ended without a record. */
+  | { readonly kind: "leases_lost"; readonly count: number }
   /** Followers that waited behind nothing were found, and are due now. There should be none: see `promoteStranded`. */
   | { readonly kind: "stranded"; readonly count: number }
   | {
@@ -55,8 +58,20 @@ export type DeliveryLoop = {
   catchUp(): void;
   /** Stops claiming, hands back what has not begun, and resolves once what is in flight has ended and is recorded. */
   drain(): Promise<void>;
-  /** Whether the last look at the outbox succeeded, for readiness. */
-  isHealthy(): boolean;
+  /** What keeps work from moving, for readiness; empty when it moves, or when there is none. */
+  findStalls(): string[];
+  /** For the metrics. */
+  state(): LoopState;
+};
+
+export type LoopState = {
+  /** Requests on their way, of so many slots. */
+  readonly inFlight: number;
+  readonly slots: number;
+  /** Attempts that are over and not written down yet. */
+  readonly unrecorded: number;
+  /** Breakers of the lanes that this worker owns. */
+  readonly breakers: Readonly<Record<BreakerState, number>>;
 };
 
 /** With fewer free slots than this share, a claim waits a moment for more, so that one statement serves many. */
@@ -67,6 +82,8 @@ const NOTHING_TO_CLAIM_MS = 20;
 /** A request that begins later than this after its claim could be based on a subscription that has changed since. */
 const STALE_CLAIM_MS = 1_000;
 const FAILURE_PAUSE_MS = 250;
+/** Readiness: work that stands still for longer than this is not on its way. */
+const STALL_MS = 15_000;
 /** Claims stop while this many records per slot wait for Postgres. */
 const UNWRITTEN_PER_SLOT = 4;
 
@@ -89,6 +106,9 @@ class Loop implements DeliveryLoop {
   #quarantined = 0;
   readonly #draining = new AbortController();
   #healthy = false;
+  /** When a look last succeeded and a claim last was answered. */
+  #lookedAtMs = Number.NEGATIVE_INFINITY;
+  #claimAnsweredAtMs = Number.NEGATIVE_INFINITY;
   #lookAgain = false;
   #lastClaimAtMs = Number.NEGATIVE_INFINITY;
   /** Ends the wait of the claim loop, of the look loop, of the drain. */
@@ -113,6 +133,7 @@ class Loop implements DeliveryLoop {
     });
     this.#recorder = new Recorder(
       deps.sql,
+      nowMs,
       (batch) => this.#recorded(batch),
       (error) => deps.onEvent({ kind: "failed", step: "record", error }),
     );
@@ -133,8 +154,33 @@ class Loop implements DeliveryLoop {
     this.wake(undefined);
   }
 
-  isHealthy(): boolean {
-    return this.#healthy;
+  findStalls(): string[] {
+    const now = this.#deps.nowMs();
+    const stalls: string[] = [];
+    if (this.#lookedAtMs === Number.NEGATIVE_INFINITY) stalls.push("the outbox has not been looked at yet");
+    else if (!this.#healthy) stalls.push("the last look at the outbox failed");
+    else if (now - this.#lookedAtMs > this.#deps.pollIntervalMs + STALL_MS) {
+      stalls.push(`the outbox was last looked at ${seconds(now - this.#lookedAtMs)} ago`);
+    }
+    if (this.#recorder.standsStillMs > STALL_MS) {
+      stalls.push(
+        `no attempt could be recorded for ${seconds(this.#recorder.standsStillMs)}, and ${this.#recorder.pending} wait`,
+      );
+    }
+    const isDue = this.#lanes.nextDueAtMs(now) < now - STALL_MS;
+    if (isDue && this.#freeSlots() > 0 && now - this.#claimAnsweredAtMs > STALL_MS) {
+      stalls.push(`deliveries are due, and the last claim was answered ${seconds(now - this.#claimAnsweredAtMs)} ago`);
+    }
+    return stalls;
+  }
+
+  state(): LoopState {
+    return {
+      inFlight: this.#inFlight,
+      slots: this.#deps.concurrency,
+      unrecorded: this.#recorder.pending,
+      breakers: this.#lanes.countBreakers(this.#deps.nowMs()),
+    };
   }
 
   async drain(): Promise<void> {
@@ -174,7 +220,9 @@ class Loop implements DeliveryLoop {
         this.#lastClaimAtMs = this.#deps.nowMs();
         const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
         const claimed = await claimDueDeliveries(this.#deps.sql, picks, lease);
-        this.#lanes.claimed(picks, claimed, this.#deps.nowMs());
+        this.#claimAnsweredAtMs = this.#deps.nowMs();
+        this.#lanes.claimed(picks, claimed, this.#claimAnsweredAtMs);
+        this.#tellLost(claimed);
         await this.#begin(claimed, this.#lastClaimAtMs);
       } catch (error) {
         this.#deps.onEvent({ kind: "failed", step: "claim", error });
@@ -183,6 +231,11 @@ class Loop implements DeliveryLoop {
         });
       }
     }
+  }
+
+  #tellLost(claimed: readonly ClaimedDelivery[]): void {
+    const count = claimed.filter(({ wasLost }) => wasLost).length;
+    if (count > 0) this.#deps.onEvent({ kind: "leases_lost", count });
   }
 
   #freeSlots(): number {
@@ -325,6 +378,7 @@ class Loop implements DeliveryLoop {
       try {
         const lanes = await this.#look();
         this.#healthy = true;
+        this.#lookedAtMs = this.#deps.nowMs();
         this.#deps.onEvent({ kind: "looked", lanes });
       } catch (error) {
         this.#healthy = false;
@@ -365,6 +419,7 @@ class Loop implements DeliveryLoop {
     const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
     const claimed = await claimQuarantinedDelivery(this.#deps.sql, lease);
     if (!claimed) return;
+    this.#tellLost([claimed]);
     this.#quarantined += 1;
     this.#keeper.wake([claimed.subscriptionKey]);
     await this.#keeper.prepare();
@@ -390,6 +445,10 @@ class Loop implements DeliveryLoop {
       });
     });
   }
+}
+
+function seconds(ms: number): string {
+  return Number.isFinite(ms) ? `${Math.round(ms / 1_000)} s` : "never";
 }
 
 /** Random, so that no crash or failover can hand the same token out twice. */

@@ -27,13 +27,18 @@ export class Recorder {
   #running: Promise<void> | undefined;
   #gatherNow: () => void = () => undefined;
   #closing = false;
+  /** When the records that wait began to wait, or some were last written. */
+  #movedAtMs = Number.POSITIVE_INFINITY;
+  readonly #nowMs: () => number;
 
   constructor(
     sql: Sql,
+    nowMs: () => number,
     onRecorded: (batch: RecordedBatch) => void,
     onFailure: (error: unknown, waiting: number) => void,
   ) {
     this.#sql = sql;
+    this.#nowMs = nowMs;
     this.#onRecorded = onRecorded;
     this.#onFailure = onFailure;
   }
@@ -43,7 +48,13 @@ export class Recorder {
     return this.#waiting.length + this.#writing;
   }
 
+  /** Since when no record was written although some wait; 0 where none waits. In milliseconds. */
+  get standsStillMs(): number {
+    return this.pending === 0 ? 0 : this.#nowMs() - this.#movedAtMs;
+  }
+
   add(record: AttemptRecord): void {
+    if (this.pending === 0) this.#movedAtMs = this.#nowMs();
     this.#waiting.push(record);
     if (this.#waiting.length >= MAX_BATCH) this.#gatherNow();
     this.#running ??= this.#run();
@@ -81,6 +92,7 @@ export class Recorder {
     for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS)) {
       try {
         const { stale, ...changes } = await recordAttempts(this.#sql, batch);
+        this.#movedAtMs = this.#nowMs();
         this.#onRecorded({
           ...changes,
           recorded: batch.map((record, i) => ({ record, stale: stale[i] as boolean })),

@@ -11,21 +11,34 @@ export function createRegistry(): Registry {
 export type ServerMetrics = {
   readonly published: Counter<"outcome">;
   readonly refused: Counter<"quota">;
+  readonly calls: Histogram<"rpc" | "code">;
 };
 
-/** `shares`: how much of each quota the tenant that is nearest to it has used. */
-export function createServerMetrics(
-  registry: Registry,
-  shares: () => Readonly<Record<"rate" | "pending", number>>,
-): ServerMetrics {
+/** What a server is asked when its metrics are. */
+export type ServerState = {
+  /** How much of each quota the tenant that is nearest to it has used. */
+  readonly quotaShares: () => Readonly<Record<"rate" | "pending", number>>;
+  /** Events that wait for a commit. */
+  readonly queuedEvents: () => number;
+};
+
+export function createServerMetrics(registry: Registry, { quotaShares, queuedEvents }: ServerState): ServerMetrics {
   const registers = [registry];
+  new Gauge({
+    name: "nuncio_publish_queue_events",
+    help: "Events that wait in the server for a commit. Near 20,000 publishes are refused as SERVER_BUSY.",
+    registers,
+    collect() {
+      this.set(queuedEvents());
+    },
+  });
   new Gauge({
     name: "nuncio_tenant_quota_used_ratio",
     help: "How much of a quota the tenant that is nearest to it has used, from 0 to 1: at 1 its publishes are refused.",
     labelNames: ["quota"],
     registers,
     collect() {
-      for (const [quota, share] of Object.entries(shares())) this.set({ quota }, share);
+      for (const [quota, share] of Object.entries(quotaShares())) this.set({ quota }, share);
     },
   });
   return {
@@ -41,6 +54,13 @@ export function createServerMetrics(
       labelNames: ["quota"],
       registers,
     }),
+    calls: new Histogram({
+      name: "nuncio_rpc_seconds",
+      help: "How long calls took in the server, by RPC and by the code they ended with.",
+      labelNames: ["rpc", "code"],
+      buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10],
+      registers,
+    }),
   };
 }
 
@@ -48,6 +68,7 @@ export function createServerMetrics(
 export type WorkerMetrics = {
   readonly attempts: Counter<"outcome">;
   readonly stale: Counter;
+  readonly leasesLost: Counter;
   readonly ended: Counter<"end_reason">;
   readonly stranded: Counter;
   readonly released: Counter;
@@ -62,10 +83,49 @@ export type WorkerMetrics = {
   readonly redriven: Counter;
   readonly vacuums: Counter;
   readonly dead: Gauge;
+  readonly connections: Gauge<"process" | "state">;
+  readonly snapshotSeconds: Gauge;
+  readonly snapshotTransactions: Gauge;
 };
 
-export function createWorkerMetrics(registry: Registry): WorkerMetrics {
+/** What a worker is asked when its metrics are; undefined before it has begun. */
+export type WorkerState = {
+  readonly inFlight: number;
+  readonly slots: number;
+  readonly unrecorded: number;
+  readonly breakers: Readonly<Record<string, number>>;
+};
+
+export function createWorkerMetrics(registry: Registry, state: () => WorkerState | undefined): WorkerMetrics {
   const registers = [registry];
+  new Gauge({
+    name: "nuncio_worker_slots",
+    help: "Requests that this worker makes at once at most (NUNCIO_WORKER_CONCURRENCY), and those on their way: total, used.",
+    labelNames: ["slots"],
+    registers,
+    collect() {
+      const { slots = 0, inFlight = 0 } = state() ?? {};
+      this.set({ slots: "total" }, slots);
+      this.set({ slots: "used" }, inFlight);
+    },
+  });
+  new Gauge({
+    name: "nuncio_worker_unrecorded_attempts",
+    help: "Attempts that are over and not written down yet: grows while Postgres is away or slow. Claims stop at four per slot.",
+    registers,
+    collect() {
+      this.set(state()?.unrecorded ?? 0);
+    },
+  });
+  new Gauge({
+    name: "nuncio_breakers",
+    help: "Subscriptions that this worker owns and knows something of, by the state of their breaker: closed, open, half_open.",
+    labelNames: ["state"],
+    registers,
+    collect() {
+      for (const [name, count] of Object.entries(state()?.breakers ?? {})) this.set({ state: name }, count);
+    },
+  });
   return {
     attempts: new Counter({
       name: "nuncio_delivery_attempts_total",
@@ -76,6 +136,11 @@ export function createWorkerMetrics(registry: Registry): WorkerMetrics {
     stale: new Counter({
       name: "nuncio_stale_records_total",
       help: "Attempts whose lease had passed on before they were recorded: a worker stood still, or Postgres was away.",
+      registers,
+    }),
+    leasesLost: new Counter({
+      name: "nuncio_leases_lost_total",
+      help: "Deliveries that were claimed again since their lease had ended without a record: a worker died or stood still.",
       registers,
     }),
     ended: new Counter({
@@ -153,6 +218,22 @@ export function createWorkerMetrics(registry: Registry): WorkerMetrics {
     dead: new Gauge({
       name: "nuncio_outbox_dead_rows",
       help: "Dead rows that this worker's last vacuum had to leave: while they grow, a transaction is open for too long.",
+      registers,
+    }),
+    connections: new Gauge({
+      name: "nuncio_postgres_connections",
+      help: "Connections of all servers and workers to Postgres, as it sees them, by process (server, worker) and state (active, idle, idle_in_transaction). Counted every 15 s.",
+      labelNames: ["process", "state"],
+      registers,
+    }),
+    snapshotSeconds: new Gauge({
+      name: "nuncio_postgres_oldest_snapshot_seconds",
+      help: "For how long the oldest transaction is open that keeps dead rows from being cleared away; 0 for none, and for a replication slot. Looked at every 15 s.",
+      registers,
+    }),
+    snapshotTransactions: new Gauge({
+      name: "nuncio_postgres_xmin_age",
+      help: "How many transactions have begun since that one, or since the oldest a replication slot still needs.",
       registers,
     }),
   };

@@ -17,6 +17,7 @@ import {
 import { type AcceptedEvent, checkEvent, type EventDraft, toEventTypeCode } from "../core/event.ts";
 import { bodyByteLength, renderBodyTail } from "../core/event-body.ts";
 import { toInstant } from "../core/instant.ts";
+import { TRACEPARENT_PATTERN } from "../core/traceparent.ts";
 import type { AppendResult, AppendRow } from "../store/outbox/append.ts";
 import { refuseUnknownFields, toEventDraft } from "./convert.ts";
 import type { RpcDependencies } from "./dependencies.ts";
@@ -98,10 +99,8 @@ export function toPublishResponse(
   });
 }
 
-const TRACEPARENT = /^00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$/;
-
-/** The publisher's trace (W3C Trace Context); anything malformed is as good as none. */
+/** The publisher's trace, or our part of it; anything malformed is as good as none. */
 export function traceparentOf(context: Pick<HandlerContext, "requestHeader">): string | undefined {
   const traceparent = context.requestHeader.get("traceparent");
-  return traceparent !== null && TRACEPARENT.test(traceparent) ? traceparent : undefined;
+  return traceparent !== null && TRACEPARENT_PATTERN.test(traceparent) ? traceparent : undefined;
 }

@@ -36,7 +36,8 @@ import { getRedrive } from "./get-redrive.ts";
 import { getWebhookSubscription } from "./get-webhook-subscription.ts";
 import { healthService } from "./health.ts";
 import { createGate } from "./interceptors/authenticate.ts";
-import { logCalls } from "./interceptors/log-calls.ts";
+import { type CallEnd, logCalls } from "./interceptors/log-calls.ts";
+import { type StartCall, traceCalls } from "./interceptors/trace-calls.ts";
 import { translateErrors } from "./interceptors/translate-errors.ts";
 import type { Judges } from "./judges.ts";
 import { listDeliveries } from "./list-deliveries.ts";
@@ -151,15 +152,22 @@ export function routerOptions(options: {
   readonly maxRequestBytes: number;
   readonly logger: Logger;
   readonly nowMs: () => number;
+  readonly onCall?: (end: CallEnd) => void;
+  /** Undefined: no traces. */
+  readonly startCall?: StartCall | undefined;
   readonly shutdownSignal?: AbortSignal;
 }): ConnectRouterOptions {
-  const { operatorKey, maxRequestBytes, logger, nowMs, shutdownSignal } = options;
+  const { operatorKey, maxRequestBytes, logger, nowMs, onCall = () => undefined, startCall, shutdownSignal } = options;
   return {
     readMaxBytes: maxRequestBytes,
     // The registry is for the details of a failure in a batch, which are `Any`s.
     jsonOptions: { ignoreUnknownFields: false, registry: ERROR_DETAILS },
     requestGate: createGate(operatorKey),
-    interceptors: [logCalls(logger, nowMs), translateErrors(logger)],
+    interceptors: [
+      logCalls(logger, nowMs, onCall),
+      ...(startCall ? [traceCalls(startCall)] : []),
+      translateErrors(logger),
+    ],
     ...(shutdownSignal ? { shutdownSignal } : {}),
   };
 }

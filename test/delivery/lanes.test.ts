@@ -16,6 +16,7 @@ function delivery(lane: number, wasDueAtMs = DUE_AT_MS): ClaimedDelivery {
     leaseToken: 1n,
     userKey: null,
     redrive: false,
+    wasLost: false,
     attempt: 1,
     failures: 0,
     wasDueAtMs,

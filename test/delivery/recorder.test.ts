@@ -24,6 +24,7 @@ describe("the recorder", () => {
     const batches: number[] = [];
     const recorder = new Recorder(
       db.worker.hot,
+      () => performance.now(),
       ({ recorded }) => batches.push(recorded.length),
       (error) => expect.fail(String(error)),
     );
@@ -42,6 +43,7 @@ describe("the recorder", () => {
     const failures: unknown[] = [];
     const recorder = new Recorder(
       db.worker.hot,
+      () => performance.now(),
       ({ recorded }) => written.push(...recorded.map(({ record }) => record)),
       (error) => failures.push(error),
     );

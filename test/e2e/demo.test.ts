@@ -534,6 +534,7 @@ function inboxOf(name: string, eventTypes: Subscribed["eventTypes"][number][], i
     })),
     beliefs: new Map([["u_1", { type: "user.deleted", usersequence: SEQUENCES[3] as string, user: { id: "u_1" } }]]),
     faults: [],
+    wasDisabled: false,
     listed: indexes.map((i) => ({ eventId: `evt_${i + 1}`, state: "DELIVERED" })),
   };
 }

@@ -32,7 +32,7 @@ const attempted = (decision: Decision, stale = false): LoopEvent => {
 describe("/metrics", () => {
   it("counts every kind of thing that happens in a worker, and names no tenant and no subscription", async () => {
     const registry = createRegistry();
-    const metrics = createWorkerMetrics(registry);
+    const metrics = createWorkerMetrics(registry, () => undefined);
     const port = await openOperationsPort({ host: "127.0.0.1", port: 0 }, { registry, findWaits: async () => [] });
     cleanUp(() => port.close());
     const events: LoopEvent[] = [
@@ -80,8 +80,8 @@ describe("/metrics", () => {
 describe("docs/operating.md", () => {
   it("names every metric that there is, and none that there is not", async () => {
     const registry = createRegistry();
-    createWorkerMetrics(registry);
-    createServerMetrics(registry, () => ({ rate: 0, pending: 0 }));
+    createWorkerMetrics(registry, () => undefined);
+    createServerMetrics(registry, { quotaShares: () => ({ rate: 0, pending: 0 }), queuedEvents: () => 0 });
     const ours = registry.getMetricsAsArray().flatMap(({ name }) => (name.startsWith("nuncio_") ? [name] : []));
     const page = await readFile(new URL("../../docs/operating.md", import.meta.url), "utf8");
     const named = new Set(page.match(/nuncio_[a-z_]+/g));

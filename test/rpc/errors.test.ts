@@ -295,6 +295,7 @@ describe.each(Object.entries(PROTOCOLS))("%s", (_name, protocol) => {
 
 function groupCommitWith(changes: Partial<GroupCommitOptions>): GroupCommit {
   return new GroupCommit({
+    nowMs: () => performance.now(),
     append: async () => [],
     onCommitted: () => undefined,
     writers: 1,

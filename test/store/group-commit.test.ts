@@ -60,6 +60,7 @@ function start(changes: Partial<GroupCommitOptions> = {}) {
   const store = heldAppend();
   const committed: number[][] = [];
   const groupCommit = new GroupCommit({
+    nowMs: () => performance.now(),
     append: store.append,
     onCommitted: (lanes) => committed.push([...lanes]),
     writers: 1,
@@ -336,6 +337,7 @@ describe("any interleaving", () => {
         });
         const fake = fakeTable(appendTurns);
         const groupCommit = new GroupCommit({
+          nowMs: () => performance.now(),
           append: fake.append,
           onCommitted: () => undefined,
           writers,

@@ -4,7 +4,7 @@ import type { SubscriptionOrdering } from "../../src/core/subscription.ts";
 import { HOT_SETTINGS } from "../../src/store/database.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
-import { listLanes } from "../../src/store/outbox/lanes.ts";
+import { getLanes, listLanes, listLanesSince } from "../../src/store/outbox/lanes.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
@@ -128,6 +128,10 @@ describe("the plan of a hot statement", () => {
     const plans = await plansOf(async (sql) => {
       await appendEvents(sql, [toRow(draftEvent(tenant))], { maxPendingMs: 86_400_000 });
       await recordAttempts(sql, [recordOf(claimed as NonNullable<typeof claimed>)]);
+      await claimDueDeliveries(sql, [{ lane: kept, quota: 1, sinceMs: 0 }], { leaseMs: 25_000, leaseToken: 2n });
+      await listLanes(sql, { after: 0, limit: 1_000 });
+      await listLanesSince(sql, { after: 0, limit: 1_000, overdueMs: 1_000 });
+      await getLanes(sql, [kept]);
     });
     await pin`ROLLBACK`;
     await pin.end();
@@ -140,13 +144,18 @@ describe("the plan of a hot statement", () => {
     );
     expect(promotion).toMatch(/Index Scan using outbox_order /);
     for (const plan of [append, record, promotion]) expect(plan).not.toMatch(/outbox_due|Seq Scan on outbox|Bitmap/);
+    for (const text of ["quotas", "WITH RECURSIVE lane", "q.next_at >= since", "unnest(lanes) AS k"]) {
+      const plan = plans.find((one) => one.includes(text) && one.includes("outbox q"));
+      expect(plan, text).toContain("using outbox_due");
+      expect(plan, text).not.toMatch(/outbox_subscription_key_event_key_pk|Seq Scan on outbox|Bitmap|Sort/);
+    }
   });
 
   it("looks for lanes with one index descent each", async () => {
     const lanes = await fill();
     let seen: unknown[] = [];
     const plans = await plansOf(async (sql) => {
-      seen = await listLanes(sql, { after: 0, limit: 1_000, overdueMs: Number.POSITIVE_INFINITY });
+      seen = await listLanes(sql, { after: 0, limit: 1_000 });
     });
     expect(seen.length).toBeGreaterThanOrEqual(lanes.length);
     expect(plans.join("\n")).toContain("Recursive Union");

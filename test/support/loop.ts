@@ -73,7 +73,8 @@ export function startLoop(
     wake: (lanes) => loop.wake(lanes),
     drain: () => loop.drain(),
     catchUp: () => loop.catchUp(),
-    isHealthy: () => loop.isHealthy(),
+    findStalls: () => loop.findStalls(),
+    state: () => loop.state(),
     events,
     until(predicate) {
       return new Promise((resolve) => {

@@ -37,6 +37,7 @@ export function createDependencies(
   return {
     orm: server.orm,
     groupCommit: new GroupCommit({
+      nowMs: () => performance.now(),
       append: (rows) => appendEvents(server.hot, rows, { maxPendingMs: 7 * 86_400_000 }),
       onCommitted: (lanes) => wakeUp.announce(lanes),
       writers: 2,

@@ -428,6 +428,7 @@ function toClaimed(row: Row, { wasDueAtMs, nowMs }: { wasDueAtMs: number; nowMs:
     leaseToken: BigInt(row.token),
     userKey: null,
     redrive: false,
+    wasLost: false,
     attempt: row.attempt,
     failures: row.failures,
     wasDueAtMs,

@@ -2,23 +2,29 @@ import { Code, ConnectError, type Interceptor } from "@connectrpc/connect";
 import type { Logger } from "../../logger.ts";
 import { PRINCIPAL } from "./authenticate.ts";
 
+/** How one call ended: `code` as the log names it, `ok` or a Connect code. */
+export type CallEnd = { readonly rpc: string; readonly code: string; readonly durationMs: number };
+
 /** One line per call: what was called, by whom, how it ended and how long it took. Ids only, nothing of the request. */
-export function logCalls(logger: Logger, nowMs: () => number): Interceptor {
+export function logCalls(logger: Logger, nowMs: () => number, onCall: (end: CallEnd) => void): Interceptor {
   return (next) => async (request) => {
     const startedAtMs = nowMs();
-    const line = (code: string) => ({
-      rpc: `${request.service.typeName}/${request.method.name}`,
-      tenantId: tenantOf(request.message),
-      principal: request.contextValues.get(PRINCIPAL)?.id,
-      code,
-      durationMs: Math.round((nowMs() - startedAtMs) * 10) / 10,
-    });
+    const ended = (code: string) => {
+      const end: CallEnd = {
+        rpc: `${request.service.typeName}/${request.method.name}`,
+        code,
+        durationMs: Math.round((nowMs() - startedAtMs) * 10) / 10,
+      };
+      onCall(end);
+      const who = { tenantId: tenantOf(request.message), principal: request.contextValues.get(PRINCIPAL)?.id };
+      logger.info({ ...end, ...who }, "rpc.answered");
+    };
     try {
       const response = await next(request);
-      logger.info(line("ok"), "rpc.answered");
+      ended("ok");
       return response;
     } catch (error) {
-      logger.info(line(error instanceof ConnectError ? Code[error.code] : "unknown"), "rpc.answered");
+      ended(error instanceof ConnectError ? Code[error.code] : "unknown");
       throw error;
     }
   };

@@ -27,6 +27,8 @@ export type ClaimedDelivery = {
   readonly userKey: BigintText | null;
   /** Asked for once more: outside the order. */
   readonly redrive: boolean;
+  /** A claim before this one ended without a record: its worker died, or stood still for longer than its lease. */
+  readonly wasLost: boolean;
   /** The number of this attempt, from 1. */
   readonly attempt: number;
   readonly failures: number;
@@ -52,6 +54,7 @@ type ClaimRow = {
   traceparent: string | null;
   user_key: BigintText | null;
   redrive: boolean;
+  lease_lost: boolean;
 };
 
 /**
@@ -93,6 +96,7 @@ function toClaimedDelivery(row: ClaimRow, leaseToken: bigint): ClaimedDelivery {
     leaseToken,
     userKey: row.user_key,
     redrive: row.redrive,
+    wasLost: row.lease_lost,
     attempt: row.attempt,
     failures: row.failures,
     wasDueAtMs: row.was_due_ms,

@@ -7,6 +7,7 @@ export type GroupCommitOptions = {
   readonly append: (rows: readonly AppendRow[]) => Promise<AppendResult[]>;
   /** Called after a commit with the lanes that have something due now. */
   readonly onCommitted: (lanes: readonly number[]) => void;
+  readonly nowMs: () => number;
   readonly writers: number;
   /** Rows after which a group takes no further call. One call is never split: its events keep their order. */
   readonly groupRows: number;
@@ -24,6 +25,8 @@ type Call = {
 };
 
 const BUSY_RETRY_AFTER_MS = 250;
+/** Readiness: a server whose commits take longer than this serves nobody. */
+const STALL_MS = 5_000;
 const UNAVAILABLE_RETRY_AFTER_MS = 1_000;
 
 /**
@@ -38,9 +41,23 @@ export class GroupCommit {
   #queuedBytes = 0;
   #writing = 0;
   #scheduled = false;
+  /** When a commit last ended, or the first call came after a time without any. */
+  #movedAtMs = 0;
 
   constructor(options: GroupCommitOptions) {
     this.#options = options;
+  }
+
+  /** Events that wait for a commit, those of one that is on its way not counted. */
+  get queuedRows(): number {
+    return this.#queuedRows;
+  }
+
+  /** What keeps publishes from being answered, for readiness; empty when nothing does. */
+  findStalls(): string[] {
+    const stoodMs = this.#options.nowMs() - this.#movedAtMs;
+    if ((this.#writing === 0 && this.#queue.length === 0) || stoodMs <= STALL_MS) return [];
+    return [`publishes wait, and no commit has ended for ${Math.round(stoodMs / 1_000)} s`];
   }
 
   /** The results in the order of the rows. Rows with the same (tenant, id) are one event: the first one counts. */
@@ -51,6 +68,7 @@ export class GroupCommit {
       const message = "too many events are waiting for a commit; try again";
       throw new ResourceExhaustedError("SERVER_BUSY", message, { retryAfterMs: BUSY_RETRY_AFTER_MS });
     }
+    if (this.#writing === 0 && this.#queue.length === 0) this.#movedAtMs = this.#options.nowMs();
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => reject(unavailable(undefined)), timeoutMs);
       const settle =
@@ -83,6 +101,7 @@ export class GroupCommit {
     this.#schedule();
     await this.#write(group);
     this.#writing -= 1;
+    this.#movedAtMs = this.#options.nowMs();
     this.#schedule();
   }
 

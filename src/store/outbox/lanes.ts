@@ -25,44 +25,36 @@ export type LaneSighting = {
   readonly recoveringForMs: number | undefined;
 };
 
+/** Where a look is on its way through the lanes: those with a greater key than `after`, at most so many. */
+type LanePage = { readonly after: number; readonly limit: number };
+
+/** Lanes with unfinished deliveries, in the order of their keys. One index descent per lane, whatever is pending in it. */
+export function listLanes(sql: Sql, { after, limit }: LanePage): Promise<LaneSighting[]> {
+  return sight(sql, sql`SELECT * FROM nuncio.list_lanes(${after}::integer, ${limit}::integer)`);
+}
+
 /**
- * Lanes with unfinished deliveries, in the order of their keys, beginning after `after`. One index descent per lane,
- * whatever is pending in it (a loose index scan, which Postgres does not plan by itself).
- *
- * `overdueMs`: rows that are due for longer do not count. An infinite one counts all, and then reads in each lane whatever
- * lies before its first row: nothing as a rule, and all that has ended since where a transaction has been open for long.
+ * Of these the lanes where something is due that was not due `overdueMs` ago, and of each the first of that. Not those of
+ * deleted subscriptions. Reads nothing of what was due before.
  */
-export function listLanes(
+export function listLanesSince(
   sql: Sql,
-  { after, limit, overdueMs }: { after: number; limit: number; overdueMs: number },
+  { after, limit, overdueMs }: LanePage & { overdueMs: number },
 ): Promise<LaneSighting[]> {
-  const from = Number.isFinite(overdueMs)
-    ? sql`now() - ${overdueMs}::double precision * interval '1 millisecond'`
-    : sql`'-infinity'`;
   return sight(
     sql,
     sql`
-      WITH RECURSIVE lane AS (
-        (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
-         WHERE q.subscription_key > ${after}::integer AND q.next_at >= ${from} AND q.next_at < 'infinity'
-         ORDER BY q.subscription_key, q.next_at LIMIT 1)
-        UNION ALL
-        SELECT n.subscription_key, n.next_at FROM lane l CROSS JOIN LATERAL (
-          SELECT q.subscription_key, q.next_at FROM nuncio.outbox q
-          WHERE q.subscription_key > l.subscription_key AND q.next_at >= ${from} AND q.next_at < 'infinity'
-          ORDER BY q.subscription_key, q.next_at LIMIT 1
-        ) AS n
-      )
-      SELECT * FROM lane LIMIT ${limit}::integer`,
+      SELECT * FROM nuncio.list_lanes_since(${after}::integer, ${limit}::integer,
+        now() - ${overdueMs}::double precision * interval '1 millisecond')`,
   );
 }
 
 /**
- * The same lanes as `listLanes` would bring, all of their rows counted, but found by reading the table as it lies. It costs
+ * The same lanes as `listLanes` brings, but found by reading the table as it lies. It costs
  * what the outbox is long, live and dead; the index costs what is dead in it, several entries and a page of the table for
  * each row. So this is for the time in which Postgres may clear nothing away.
  */
-export function scanLanes(sql: Sql, { after, limit }: { after: number; limit: number }): Promise<LaneSighting[]> {
+export function scanLanes(sql: Sql, { after, limit }: LanePage): Promise<LaneSighting[]> {
   return sight(
     sql,
     // OFFSET 0 keeps the conditions out of it, and with them every index.
@@ -76,16 +68,7 @@ export function scanLanes(sql: Sql, { after, limit }: { after: number; limit: nu
 
 /** These lanes, also those without rows; a lane that never was is left out. */
 export function getLanes(sql: Sql, lanes: readonly number[]): Promise<LaneSighting[]> {
-  return sight(
-    sql,
-    sql`
-      SELECT k.lane AS subscription_key, first.next_at
-      FROM unnest(${lanes as number[]}::integer[]) AS k (lane)
-      LEFT JOIN LATERAL (
-        SELECT q.next_at FROM nuncio.outbox q
-        WHERE q.subscription_key = k.lane AND q.next_at < 'infinity' ORDER BY q.next_at LIMIT 1
-      ) AS first ON true`,
-  );
+  return sight(sql, sql`SELECT * FROM nuncio.first_due(${lanes as number[]}::integer[])`);
 }
 
 type SightingRow = {

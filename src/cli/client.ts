@@ -1,15 +1,17 @@
 import { type Client, createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport, Http2SessionManager } from "@connectrpc/connect-node";
-import { Health } from "../gen/grpc/health/v1/health_pb.ts";
-import { DeliveryService } from "../gen/nuncio/v1/delivery_service_pb.ts";
-import { EventService } from "../gen/nuncio/v1/event_service_pb.ts";
-import { WebhookSubscriptionService } from "../gen/nuncio/v1/webhook_subscription_service_pb.ts";
+import { Health } from "../../gen/grpc/health/v1/health_pb.ts";
+import { DeliveryService } from "../../gen/nuncio/v1/delivery_service_pb.ts";
+import { EventService } from "../../gen/nuncio/v1/event_service_pb.ts";
+import { OperationsService } from "../../gen/nuncio/v1/operations_service_pb.ts";
+import { WebhookSubscriptionService } from "../../gen/nuncio/v1/webhook_subscription_service_pb.ts";
 
 export type Nuncio = {
   readonly address: string;
   readonly events: Client<typeof EventService>;
   readonly subscriptions: Client<typeof WebhookSubscriptionService>;
   readonly deliveries: Client<typeof DeliveryService>;
+  readonly operations: Client<typeof OperationsService>;
   readonly health: Client<typeof Health>;
   close(): void;
 };
@@ -28,6 +30,7 @@ export function connectToNuncio(address: string, bearerKey: string): Nuncio {
     events: createClient(EventService, transport),
     subscriptions: createClient(WebhookSubscriptionService, transport),
     deliveries: createClient(DeliveryService, transport),
+    operations: createClient(OperationsService, transport),
     health: createClient(Health, transport),
     close: () => sessionManager.abort(),
   };

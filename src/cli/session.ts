@@ -1,0 +1,109 @@
+import { existsSync, readFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+import type { Command } from "commander";
+import { connectToNuncio, type Nuncio } from "./client.ts";
+import { CliError, EXIT } from "./exit-codes.ts";
+import { Output } from "./output.ts";
+
+/** What every command understands. */
+type GlobalOptions = {
+  readonly address: string;
+  readonly keyFile?: string;
+  readonly tenant?: string;
+  readonly json?: boolean;
+};
+
+/** What `npm start` keeps for whoever is on the same machine. */
+const KEPT_KEY = join(".nuncio", "operator-key");
+
+/** One run of one command: where it goes, as whom, and how it shows what it gets. Nothing is sent before a call. */
+export class Session {
+  readonly out: Output;
+  readonly #options: GlobalOptions;
+  #nuncio: Nuncio | undefined;
+
+  constructor(command: Command) {
+    this.#options = command.optsWithGlobals<GlobalOptions>();
+    this.out = new Output(this.#options.json === true);
+  }
+
+  get address(): string {
+    return this.#options.address;
+  }
+
+  get nuncio(): Nuncio {
+    this.#nuncio ??= connectToNuncio(this.#options.address, findKey(this.#options));
+    return this.#nuncio;
+  }
+
+  get tenantId(): string {
+    const { tenant } = this.#options;
+    if (!tenant) throw new CliError(EXIT.usage, "Which tenant? Say --tenant <id>, or set NUNCIO_TENANT.");
+    return tenant;
+  }
+
+  /** The tenant where one was given: for what names its own. */
+  get tenantIdOrNone(): string | undefined {
+    return this.#options.tenant || undefined;
+  }
+
+  close(): void {
+    this.#nuncio?.close();
+  }
+}
+
+/** Runs a command's work with a session of its own, and closes it, however it ends. */
+export function withSession<Args extends unknown[]>(
+  work: (session: Session, ...args: Args) => Promise<void>,
+): (...args: [...Args, Command]) => Promise<void> {
+  return async (...args) => {
+    const session = new Session(args.at(-1) as Command);
+    try {
+      await work(session, ...(args.slice(0, -1) as unknown as Args));
+    } finally {
+      session.close();
+    }
+  };
+}
+
+/** Not from the command line, where every user of the machine could read it. */
+function findKey({ keyFile }: GlobalOptions): string {
+  if (keyFile !== undefined) return readText(keyFile);
+  const key = process.env.NUNCIO_KEY || process.env.NUNCIO_BOOTSTRAP_OPERATOR_KEY;
+  if (key) return key;
+  if (existsSync(KEPT_KEY)) return readText(KEPT_KEY);
+  throw new CliError(
+    EXIT.credential,
+    "No key: set NUNCIO_KEY, or say --key-file <file>, or run this where `npm start` keeps one (.nuncio/operator-key).",
+  );
+}
+
+/** A file as the user named it: npm runs commands in the project's folder and says where it was called. */
+export function userPath(file: string): string {
+  return resolve(process.env.INIT_CWD ?? process.cwd(), file);
+}
+
+export function readText(file: string): string {
+  try {
+    return readFileSync(file === "-" ? 0 : userPath(file), "utf8").trim();
+  } catch (cause) {
+    throw new CliError(EXIT.usage, `Cannot read ${file}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+export function readBytes(file: string): Buffer {
+  try {
+    return readFileSync(file === "-" ? 0 : userPath(file));
+  } catch (cause) {
+    throw new CliError(EXIT.usage, `Cannot read ${file}: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** Ends when the user has had enough: for commands that go on by themselves. The signal is no fault. */
+export function untilInterrupted(): AbortSignal {
+  const ending = new AbortController();
+  for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(name, () => ending.abort());
+  // A pipe whose reader has gone: nobody reads the rest.
+  process.stdout.on("error", () => ending.abort());
+  return ending.signal;
+}
