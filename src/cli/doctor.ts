@@ -10,7 +10,7 @@ import { Secret } from "../core/secret.ts";
 import { type Diagnosis, openDiagnosis } from "../store/diagnosis.ts";
 import { findPartitionFault } from "../store/housekeeping.ts";
 import { findSchemaFault } from "../store/migrations.ts";
-import { findOldestSnapshot } from "../store/oldest-snapshot.ts";
+import { findOldestSnapshot } from "../store/postgres-state.ts";
 import { checkSecretKeys } from "../store/secret-keys.ts";
 import { connectToNuncio } from "./client.ts";
 import { CliError, EXIT } from "./exit-codes.ts";

@@ -1,4 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from "prom-client";
+import { OUTCOME_KINDS } from "../core/attempt.ts";
+import { END_REASONS } from "../core/delivery.ts";
 
 /** For what a process counts, with how it fares itself in it already: CPU, memory, event loop. */
 export function createRegistry(): Registry {
@@ -41,7 +43,7 @@ export function createServerMetrics(registry: Registry, { quotaShares, queuedEve
       for (const [quota, share] of Object.entries(quotaShares())) this.set({ quota }, share);
     },
   });
-  return {
+  const metrics: ServerMetrics = {
     published: new Counter({
       name: "nuncio_published_events_total",
       help: "Events that were asked to be stored, by what became of them: accepted, duplicate, conflict.",
@@ -62,6 +64,9 @@ export function createServerMetrics(registry: Registry, { quotaShares, queuedEve
       registers,
     }),
   };
+  for (const outcome of ["accepted", "duplicate", "conflict"]) metrics.published.inc({ outcome }, 0);
+  for (const quota of ["rate", "pending"]) metrics.refused.inc({ quota }, 0);
+  return metrics;
 }
 
 /** What a worker counts. Never a tenant, a subscription or a user in a label: their number has no bound. */
@@ -126,7 +131,7 @@ export function createWorkerMetrics(registry: Registry, state: () => WorkerState
       for (const [name, count] of Object.entries(state()?.breakers ?? {})) this.set({ state: name }, count);
     },
   });
-  return {
+  const metrics: WorkerMetrics = {
     attempts: new Counter({
       name: "nuncio_delivery_attempts_total",
       help: "Requests made to receivers and recorded, by what they met.",
@@ -237,4 +242,9 @@ export function createWorkerMetrics(registry: Registry, state: () => WorkerState
       registers,
     }),
   };
+  // From 0 on: `increase` sees nothing in a series that begins at 1, and the first dead letter is the one to hear of.
+  for (const outcome of OUTCOME_KINDS) metrics.attempts.inc({ outcome }, 0);
+  for (const end_reason of ["DELIVERED", ...END_REASONS]) metrics.ended.inc({ end_reason }, 0);
+  for (const transition of ["failing", "recovered", "disabled"]) metrics.transitions.inc({ transition }, 0);
+  return metrics;
 }

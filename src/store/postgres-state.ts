@@ -14,17 +14,33 @@ const PROCESSES: Readonly<Record<DatabaseRole, ConnectionCount["process"]>> = {
 };
 const STATES = ["active", "idle", "idle_in_transaction"] as const;
 
-/** Of all servers and workers on this database, every state of each; those of another user of Postgres are not told apart. */
+/** Of all servers and workers on this database, every state of each. */
 export async function countConnections(sql: Sql): Promise<ConnectionCount[]> {
   const rows = await sql<{ application: DatabaseRole; state: string; count: number }[]>`
-    SELECT application_name AS application, replace(coalesce(state, 'idle'), ' ', '_') AS state, count(*)::integer AS count
-    FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name IN ('nuncio_server', 'nuncio_worker')
-    GROUP BY 1, 2`;
+    SELECT application, replace(state, ' ', '_') AS state, count FROM nuncio.count_connections()`;
   return Object.entries(PROCESSES).flatMap(([application, process]) =>
     STATES.map((state) => {
-      const found = rows.find((row) => row.application === application && row.state.startsWith(state));
+      const found = rows.find((row) => row.application === application && row.state === state);
       return { process, state, count: found?.count ?? 0 };
     }),
   );
+}
+
+/** The oldest view of the data that somebody may still have, which keeps Postgres from clearing away what is newer and dead. */
+export type OldestSnapshot = {
+  /** For how long its transaction has been open; 0 where Postgres does not tell (a replication slot). */
+  readonly heldForSeconds: number;
+  /** How many transactions have begun since. */
+  readonly transactions: number;
+  /** For a person: a process, a slot, a prepared transaction. */
+  readonly holder: string;
+};
+
+/** Undefined where nothing but ourselves looks at anything. Other users' sessions are seen as far as the schema's owner may. */
+export async function findOldestSnapshot(sql: Sql): Promise<OldestSnapshot | undefined> {
+  const [row] = await sql<{ held_seconds: number | null; transactions: number | null; holder: string | null }[]>`
+    SELECT extract(epoch FROM held_for)::float8 AS held_seconds, transactions::float8 AS transactions, holder
+    FROM nuncio.oldest_snapshot()`;
+  if (!row || row.transactions === null) return undefined;
+  return { heldForSeconds: row.held_seconds ?? 0, transactions: row.transactions, holder: row.holder ?? "" };
 }

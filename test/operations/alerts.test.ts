@@ -3,7 +3,7 @@ import type { ServerResponse } from "node:http";
 import { createClient, type Interceptor } from "@connectrpc/connect";
 import { createConnectTransport } from "@connectrpc/connect-node";
 import postgres from "postgres";
-import { beforeAll, describe, expect, it } from "vitest";
+import { beforeAll, describe, expect, it, vi } from "vitest";
 import { EventType } from "../../gen/nuncio/v1/event_pb.ts";
 import { EventService } from "../../gen/nuncio/v1/event_service_pb.ts";
 import { UserStatus } from "../../gen/nuncio/v1/user_pb.ts";
@@ -64,12 +64,18 @@ describe.skipIf(!HAS_PROMETHEUS)("each alert (needs a Prometheus: apt-get instal
     const rules = SCALED.reduce((text, [from, to]) => text.replace(from, to), RULES);
     prometheus = await startPrometheus([`127.0.0.1:${operations}`, `127.0.0.1:${workerOperations}`], rules);
     // A counter tells what is new only once it was seen before.
-    await expect.poll(async () => (await prometheus.firing()).has("NuncioNoWorker"), { timeout: 20_000 }).toBe(false);
+    const isSeen = async () => expect(await prometheus.knows("nuncio_workers")).toBe(true);
+    await vi.waitFor(isSeen, { timeout: 20_000 });
   }, 120_000);
 
-  const fires = async (name: string) => {
+  const isFiring = async (name: string) => (await prometheus.firing()).has(name);
+
+  /** Quiet before, whatever the tests before have left behind; then it is brought about, and it fires. */
+  const fires = async (name: string, bringAbout: () => Promise<unknown> = async () => undefined) => {
     tested.add(name);
-    await expect.poll(async () => [...(await prometheus.firing())], { timeout: 60_000, interval: 250 }).toContain(name);
+    await expect.poll(() => isFiring(name), { timeout: 60_000, interval: 250 }).toBe(false);
+    await bringAbout();
+    await expect.poll(() => isFiring(name), { timeout: 60_000, interval: 250 }).toBe(true);
   };
 
   const subscribe = async (url: string, ordering: SubscriptionOrdering = SubscriptionOrdering.NONE) => {
@@ -120,16 +126,18 @@ describe.skipIf(!HAS_PROMETHEUS)("each alert (needs a Prometheus: apt-get instal
     };
   };
 
-  /** A receiver that has succeeded, and now has so many requests on its hands. */
-  const withInFlight = async (count: number) => {
+  /** A receiver that has succeeded once, so that it may have all slots, and keeps every request from then on. */
+  const withOneDelivered = async () => {
     const holding = await openHolding();
     const subscription = await subscribe(holding.receiver.url);
     await subscription.publish(1);
     await holding.receiver.until(() => holding.receiver.received.length === 1);
     holding.hold();
-    await subscription.publish(count);
-    await holding.receiver.until(() => holding.held.length === Math.min(count, 4));
-    return { ...holding, subscription };
+    const fill = async (count: number) => {
+      await subscription.publish(count);
+      await holding.receiver.until(() => holding.held.length === Math.min(count, 4));
+    };
+    return { ...holding, subscription, fill };
   };
 
   const answering = (status: number): Promise<Receiver> =>
@@ -153,58 +161,61 @@ describe.skipIf(!HAS_PROMETHEUS)("each alert (needs a Prometheus: apt-get instal
 
   it("NuncioDeliveriesGivenUp, NuncioReceiversBroken", async () => {
     const subscription = await subscribe((await answering(500)).url);
-    await subscription.publish(20);
-    await fires("NuncioDeliveriesGivenUp");
-    await fires("NuncioReceiversBroken");
+    await fires("NuncioDeliveriesGivenUp", () => subscription.publish(1));
+    await fires("NuncioReceiversBroken", () => subscription.publish(20));
     await subscription.remove();
   }, 120_000);
 
   it("NuncioSubscriptionDisabled", async () => {
-    await (await subscribe((await answering(410)).url)).publish(1);
-    await fires("NuncioSubscriptionDisabled");
+    const subscription = await subscribe((await answering(410)).url);
+    await fires("NuncioSubscriptionDisabled", () => subscription.publish(1));
   }, 90_000);
 
   it("NuncioSlotsFull, NuncioNothingIsSent", async () => {
-    const { subscription, letGo, held, receiver } = await withInFlight(30);
-    await fires("NuncioSlotsFull");
-    await db.admin`
-      UPDATE nuncio.outbox SET next_at = now() - interval '5 minutes' WHERE subscription_key = ${subscription.lane} AND lease_token IS NULL`;
-    await fires("NuncioNothingIsSent");
+    const { subscription, letGo, held, receiver, fill } = await withOneDelivered();
+    await fires("NuncioSlotsFull", () => fill(30));
+    await fires(
+      "NuncioNothingIsSent",
+      () => db.admin`
+        UPDATE nuncio.outbox SET next_at = now() - interval '5 minutes'
+        WHERE subscription_key = ${subscription.lane} AND lease_token IS NULL`,
+    );
     letGo();
     await receiver.until(() => receiver.received.length === 31);
     expect(held).toEqual([]);
   }, 120_000);
 
   it("NuncioRecordsGoStale, NuncioLeasesLost", async () => {
-    const { subscription, letGo } = await withInFlight(4);
-    await db.admin`
-      UPDATE nuncio.outbox SET lease_token = lease_token + 1, next_at = now(), lease_expires_at = now()
-      WHERE subscription_key = ${subscription.lane}`;
-    letGo();
-    await fires("NuncioRecordsGoStale");
-    await fires("NuncioLeasesLost");
+    const { subscription, letGo, fill } = await withOneDelivered();
+    await fill(4);
+    await fires("NuncioLeasesLost", async () => {
+      await db.admin`
+        UPDATE nuncio.outbox SET lease_token = lease_token + 1, next_at = now(), lease_expires_at = now()
+        WHERE subscription_key = ${subscription.lane}`;
+      await fires("NuncioRecordsGoStale", async () => letGo());
+    });
   }, 120_000);
 
   it("NuncioSlow", async () => {
     // It has waited since the first of these tests began.
-    await early.resume();
-    await fires("NuncioSlow");
+    await fires("NuncioSlow", early.resume);
   }, 120_000);
 
   it("NuncioStranded", async () => {
     const subscription = await subscribe((await answering(200)).url, SubscriptionOrdering.PER_USER);
     await subscription.pause();
     await subscription.publish(2, "u_1");
-    await db.admin`DELETE FROM nuncio.outbox WHERE subscription_key = ${subscription.lane} AND next_at < 'infinity'`;
-    await fires("NuncioStranded");
+    await fires(
+      "NuncioStranded",
+      () => db.admin`DELETE FROM nuncio.outbox WHERE subscription_key = ${subscription.lane} AND next_at < 'infinity'`,
+    );
     await subscription.remove();
   }, 90_000);
 
   it("NuncioQuotaNear", async () => {
     const subscription = await subscribe((await answering(200)).url);
     await subscription.pause();
-    await subscription.publish(95);
-    await fires("NuncioQuotaNear");
+    await fires("NuncioQuotaNear", () => subscription.publish(95));
     await subscription.remove();
   }, 90_000);
 
@@ -212,55 +223,62 @@ describe.skipIf(!HAS_PROMETHEUS)("each alert (needs a Prometheus: apt-get instal
     const receiver = await answering(200);
     const subscription = await subscribe(receiver.url);
     const lock = await holdOpen("LOCK TABLE nuncio.delivery_attempts IN ACCESS EXCLUSIVE MODE");
-    await subscription.publish(8);
-    await fires("NuncioAttemptsUnrecorded");
+    await fires("NuncioAttemptsUnrecorded", () => subscription.publish(8));
     await lock.end();
   }, 90_000);
 
   it("NuncioWorkerStepsFail", async () => {
     const subscription = await subscribe((await answering(200)).url);
     await db.admin`REVOKE EXECUTE ON FUNCTION nuncio.claim_deliveries FROM nuncio_worker`;
-    await subscription.publish(1);
-    await fires("NuncioWorkerStepsFail");
+    await fires("NuncioWorkerStepsFail", () => subscription.publish(1));
     await db.admin`GRANT EXECUTE ON FUNCTION nuncio.claim_deliveries TO nuncio_worker`;
   }, 90_000);
 
   it("NuncioPublishesQueue, NuncioCallsFail", async () => {
+    let failing: NodeJS.Timeout | undefined;
     const subscription = await subscribe((await answering(200)).url);
     const lock = await holdOpen("LOCK TABLE nuncio.event_ids IN ACCESS EXCLUSIVE MODE");
-    const publishes = Array.from({ length: 20 }, () => subscription.publish(90).catch(() => undefined));
-    await fires("NuncioPublishesQueue");
+    const publishes: Promise<unknown>[] = [];
+    await fires("NuncioPublishesQueue", async () => {
+      for (let i = 0; i < 20; i += 1) publishes.push(subscription.publish(90).catch(() => undefined));
+    });
     await lock.end();
     await Promise.all(publishes);
-    await db.admin`ALTER FUNCTION nuncio.append_events RENAME TO append_events_away`;
-    const failing = setInterval(() => {
-      const user = { id: "u_1", status: UserStatus.ACTIVE };
-      events
-        .publish({ event: { tenantId: subscription.tenantId, type: EventType.USER_CREATED, user } })
-        .catch(() => undefined);
-    }, 200);
-    await fires("NuncioCallsFail");
+    await fires("NuncioCallsFail", async () => {
+      await db.admin`ALTER FUNCTION nuncio.append_events RENAME TO append_events_away`;
+      failing = setInterval(() => {
+        const user = { id: "u_1", status: UserStatus.ACTIVE };
+        events
+          .publish({ event: { tenantId: subscription.tenantId, type: EventType.USER_CREATED, user } })
+          .catch(() => undefined);
+      }, 200);
+    });
     clearInterval(failing);
     await db.admin`ALTER FUNCTION nuncio.append_events_away RENAME TO append_events`;
   }, 120_000);
 
   it("NuncioLongTransaction, NuncioDeadRows, NuncioConnectionsBusy", async () => {
-    const pin = await holdOpen("SELECT count(*) FROM nuncio.outbox", "nuncio_worker");
-    await fires("NuncioConnectionsBusy");
-    await fires("NuncioLongTransaction");
+    let pin: Awaited<ReturnType<typeof holdOpen>> | undefined;
+    await fires("NuncioConnectionsBusy", async () => {
+      pin = await holdOpen("SELECT count(*) FROM nuncio.outbox", "nuncio_worker");
+    });
+    await expect.poll(() => isFiring("NuncioLongTransaction"), { timeout: 60_000 }).toBe(true);
+    tested.add("NuncioLongTransaction");
     const { lane } = await subscribe("http://127.0.0.1:9009/");
-    await db.admin`
-      INSERT INTO nuncio.outbox (event_key, next_at, expires_at, tenant_key, subscription_key)
-      SELECT gen_random_uuid(), now() + interval '1 day', now() + interval '1 day', 1, ${lane}::integer FROM generate_series(1, 12000)`;
-    await db.admin`DELETE FROM nuncio.outbox WHERE subscription_key = ${lane}`;
-    await fires("NuncioDeadRows");
-    await pin.end();
+    await fires("NuncioDeadRows", async () => {
+      await db.admin`
+        INSERT INTO nuncio.outbox (event_key, next_at, expires_at, tenant_key, subscription_key)
+        SELECT gen_random_uuid(), now() + interval '1 day', now() + interval '1 day', 1, ${lane}::integer FROM generate_series(1, 12000)`;
+      await db.admin`DELETE FROM nuncio.outbox WHERE subscription_key = ${lane}`;
+    });
+    await pin?.end();
   }, 120_000);
 
   it("NuncioNoWorker", async () => {
-    worker.child.kill("SIGTERM");
-    await worker.ended;
-    await fires("NuncioNoWorker");
+    await fires("NuncioNoWorker", async () => {
+      worker.child.kill("SIGTERM");
+      await worker.ended;
+    });
   }, 120_000);
 
   it("no alert was left out", () => {

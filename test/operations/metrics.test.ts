@@ -77,14 +77,54 @@ describe("/metrics", () => {
   });
 });
 
-describe("docs/operating.md", () => {
-  it("names every metric that there is, and none that there is not", async () => {
-    const registry = createRegistry();
-    createWorkerMetrics(registry, () => undefined);
-    createServerMetrics(registry, { quotaShares: () => ({ rate: 0, pending: 0 }), queuedEvents: () => 0 });
-    const ours = registry.getMetricsAsArray().flatMap(({ name }) => (name.startsWith("nuncio_") ? [name] : []));
-    const page = await readFile(new URL("../../docs/operating.md", import.meta.url), "utf8");
-    const named = new Set(page.match(/nuncio_[a-z_]+/g));
-    expect([...named].toSorted()).toEqual(ours.toSorted());
+function existing(): string[] {
+  const registry = createRegistry();
+  createWorkerMetrics(registry, () => undefined);
+  createServerMetrics(registry, { quotaShares: () => ({ rate: 0, pending: 0 }), queuedEvents: () => 0 });
+  return registry.getMetricsAsArray().flatMap(({ name }) => (name.startsWith("nuncio_") ? [name] : []));
+}
+
+/** Every metric that a page names; those of a histogram by the histogram's name. */
+async function namedIn(page: string): Promise<string[]> {
+  const text = await readFile(new URL(`../../docs/${page}`, import.meta.url), "utf8");
+  const names =
+    text.match(/nuncio_[a-z_]+/g)?.filter((name) => !name.startsWith("nuncio_server") && name !== "nuncio_worker") ??
+    [];
+  return [...new Set(names.map((name) => name.replace(/_seconds_(bucket|count|sum)$/, "_seconds")))];
+}
+
+describe("the pages for operators", () => {
+  it.each(["operating.md", "grafana/nuncio.json"])(
+    "%s names every metric that there is, and none that there is not",
+    async (page) => {
+      expect((await namedIn(page)).toSorted()).toEqual(existing().toSorted());
+    },
+  );
+
+  it("the alerting rules name none that there is not", async () => {
+    const unknown = (await namedIn("prometheus/alerts.yml")).filter((name) => !existing().includes(name));
+    expect(unknown).toEqual([]);
+  });
+
+  it("the dashboard is one that Grafana can read: unique panels, each with a title, a meaning and a query", async () => {
+    const dashboard = JSON.parse(await readFile(new URL("../../docs/grafana/nuncio.json", import.meta.url), "utf8"));
+    const panels = dashboard.panels as {
+      id: number;
+      type: string;
+      title: string;
+      description?: string;
+      targets?: { expr: string }[];
+    }[];
+    expect(new Set(panels.map(({ id }) => id)).size).toBe(panels.length);
+    for (const { type, title, description, targets } of panels.filter((panel) => panel.type !== "row")) {
+      expect({ type, title, description, targets }).toMatchObject({
+        type: "timeseries",
+        title: expect.stringMatching(/./),
+        description: expect.stringMatching(/\.$/),
+        targets: expect.arrayContaining(
+          [{ expr: expect.stringContaining("nuncio_") }].map((target) => expect.objectContaining(target)),
+        ),
+      });
+    }
   });
 });

@@ -3,7 +3,7 @@ import { once } from "node:events";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { expect } from "vitest";
+import { expect, vi } from "vitest";
 import { anyFreePort } from "../../src/free-port.ts";
 import { cleanUp } from "./clean-up.ts";
 
@@ -13,6 +13,8 @@ export const HAS_PROMETHEUS = spawnSync("prometheus", ["--version"]).status === 
 export type Prometheus = {
   /** Names of the alerts that fire right now. */
   firing(): Promise<Set<string>>;
+  /** Whether it has a value of this metric by now. */
+  knows(metric: string): Promise<boolean>;
 };
 
 /** A Prometheus of its own that scrapes these addresses each second and judges these rules as often. */
@@ -45,9 +47,15 @@ scrape_configs:
     child.kill("SIGTERM");
     await ended;
   });
-  const isReady = async () => (await fetch(`http://${address}/-/ready`).catch(() => undefined))?.status === 200;
-  await expect.poll(isReady, { timeout: 20_000 }).toBe(true);
+  await vi.waitFor(async () => expect((await fetch(`http://${address}/-/ready`)).status).toBe(200), {
+    timeout: 20_000,
+  });
   return {
+    async knows(metric) {
+      const response = await fetch(`http://${address}/api/v1/query?query=${metric}`);
+      const { data } = (await response.json()) as { data: { result: unknown[] } };
+      return data.result.length > 0;
+    },
     async firing() {
       const response = await fetch(`http://${address}/api/v1/alerts`);
       const { data } = (await response.json()) as {

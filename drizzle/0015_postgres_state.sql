@@ -20,5 +20,14 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
   ORDER BY h.transactions DESC, h.since LIMIT 1
 $$;
 --> statement-breakpoint
-REVOKE ALL ON FUNCTION nuncio.oldest_snapshot FROM PUBLIC;--> statement-breakpoint
-GRANT EXECUTE ON FUNCTION nuncio.oldest_snapshot TO nuncio_worker;
+-- Connections of our processes to this database, by role and state; only those of sessions that the schema's owner may see.
+CREATE FUNCTION nuncio.count_connections() RETURNS TABLE (application text, state text, count integer)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
+  SELECT a.application_name, a.state, count(*)::integer
+  FROM pg_stat_activity a
+  WHERE a.datname = current_database() AND a.application_name IN ('nuncio_server', 'nuncio_worker') AND a.state IS NOT NULL
+  GROUP BY 1, 2
+$$;
+--> statement-breakpoint
+REVOKE ALL ON FUNCTION nuncio.oldest_snapshot, nuncio.count_connections FROM PUBLIC;--> statement-breakpoint
+GRANT EXECUTE ON FUNCTION nuncio.oldest_snapshot, nuncio.count_connections TO nuncio_worker;
