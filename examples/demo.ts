@@ -26,7 +26,8 @@ const SEED = 20_261_123;
 const PEOPLE_AT_ONCE = 8;
 const OWN_READY_TIMEOUT_MS = 60_000;
 const GIVEN_READY_TIMEOUT_MS = 10_000;
-const DELIVERED_TIMEOUT_MS = 60_000;
+/** What waited while a subscription was paused or disabled comes due spread over a minute. */
+const DELIVERED_TIMEOUT_MS = 120_000;
 const POLL_MS = 200;
 const PROGRESS_EVERY_MS = 3_000;
 const PAGE_SIZE = 100;
@@ -106,7 +107,7 @@ async function demonstrate(stop: AbortController, cleanUps: CleanUp[]): Promise<
   const patiently = (ask: () => Promise<boolean>) => until(signal, DELIVERED_TIMEOUT_MS, ask);
   await patiently(async () => gateway.waiting() === 0);
   await night.repair(patiently);
-  say("Waiting until everything is delivered …");
+  say("Waiting until everything is delivered; what waited for a resumed subscription comes due over a minute …");
   const delivered = await untilDelivered(nuncio, gateway, subscriptions, signal);
   say(`${delivered ? "Everything is delivered" : "Not everything is delivered"} (${seconds(livesFrom)})`);
   await eraseSomebody(gateway, night, patiently);

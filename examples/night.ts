@@ -26,6 +26,8 @@ type Step = { readonly from: number; readonly take: () => Promise<void> };
 /** Waits for the answer to be yes; false if that takes too long. */
 type Until = (ask: () => Promise<boolean>) => Promise<boolean>;
 
+/** For a second after a rotation requests may begin that carry the old signature alone. */
+const TAKE_OVER_MS = 1_500;
 const GRACE = create(DurationSchema, { seconds: 3_600n });
 
 /** Takes each step once its part of the lives is over, one after the other. */
@@ -82,12 +84,11 @@ export class Night {
       id,
       gracePeriod: GRACE,
     });
-    const before = inbox.attempts;
-    say(`  ── ${name} gets a new signing secret; its receiver goes on with the old one for a while`);
-    inbox.onAttempts(before + 10, () => {
+    say(`  ── ${name} gets a new signing secret; its receiver goes on with the old one for a moment`);
+    setTimeout(() => {
       inbox.takeSecret(signingSecret);
       say(`  ── the receiver of ${name} verifies with the new secret from here on`);
-    });
+    }, TAKE_OVER_MS).unref();
   }
 
   /** The receiver is repaired, and gets everything that it has missed. */

@@ -84,7 +84,6 @@ export class Inbox {
   /** Answers 410 to everything, as a server from which the application was removed. */
   isGone = false;
   #webhook: Webhook;
-  #then: { readonly attempts: number; readonly act: () => void } | undefined;
   readonly #onArrival: (arrival: Arrival) => void;
   readonly #known = new Set<string>();
   readonly #firstBytes = new Map<string, string>();
@@ -100,11 +99,6 @@ export class Inbox {
     this.#webhook = new Webhook(signingSecret);
   }
 
-  /** Acts once, when so many requests have come. */
-  onAttempts(attempts: number, act: () => void): void {
-    this.#then = { attempts, act };
-  }
-
   /** The status to answer with. */
   receive(raw: Buffer, headers: IncomingMessage["headers"]): number {
     if (this.isGone) return 410;
@@ -116,11 +110,6 @@ export class Inbox {
       return 401;
     }
     this.attempts += 1;
-    if (this.#then !== undefined && this.attempts >= this.#then.attempts) {
-      const { act } = this.#then;
-      this.#then = undefined;
-      act();
-    }
     this.#compareWithFirst(raw, headers);
     const webhookId = String(headers["webhook-id"]);
     const attempt = Number(headers["x-identity-attempt"]);
