@@ -4,19 +4,22 @@ import { isUuid, type Uuid } from "./ids.ts";
 
 const TOKEN_BYTES_OF_BINDING = 12;
 
+/** Which way a page is turned, in a list that has its newest first. */
+export type Direction = "older" | "newer";
+
 /**
- * An opaque place in a list: after which key the next page begins, bound to what was listed. The binding is no
+ * An opaque place in a list: beyond which key the next page begins, bound to what was listed. The binding is no
  * authority (the tenant is checked anyway); it keeps a token from being read in another list, where it means nothing.
  */
-export function formatPageToken(list: unknown, after: readonly Uuid[]): string {
-  return Buffer.concat([bindingOf(list), Buffer.from(JSON.stringify(after))]).toString("base64url");
+export function formatPageToken(list: unknown, after: readonly Uuid[], direction: Direction = "older"): string {
+  return Buffer.concat([bindingOf(list, direction), Buffer.from(JSON.stringify(after))]).toString("base64url");
 }
 
-/** The key that the page before ended with; INVALID_PAGE_TOKEN if this is no token of this very list. */
-export function parsePageToken(list: unknown, token: string, parts: number): Uuid[] {
+/** The key that the page before ended with; INVALID_PAGE_TOKEN if this is no token of this very list and direction. */
+export function parsePageToken(list: unknown, token: string, parts: number, direction: Direction = "older"): Uuid[] {
   const bytes = Buffer.from(token, "base64url");
   const after = parseUuids(bytes.subarray(TOKEN_BYTES_OF_BINDING).toString());
-  const bound = bytes.subarray(0, TOKEN_BYTES_OF_BINDING).equals(bindingOf(list));
+  const bound = isBound(list, bytes, direction);
   if (!bound || after?.length !== parts || bytes.toString("base64url") !== token) {
     throw new InvalidArgumentError("INVALID_PAGE_TOKEN", "page_token: is malformed, or belongs to another list", {
       faults: [{ path: "page_token", description: "is malformed, or belongs to another list; begin again without it" }],
@@ -25,8 +28,18 @@ export function parsePageToken(list: unknown, token: string, parts: number): Uui
   return after;
 }
 
-function bindingOf(list: unknown): Buffer {
-  return hash("sha256", JSON.stringify(list), "buffer").subarray(0, TOKEN_BYTES_OF_BINDING);
+/** Which way a token of a list that can be turned both ways leads; whether it is one at all is for `parsePageToken`. */
+export function directionOf(list: unknown, token: string): Direction {
+  return isBound(list, Buffer.from(token, "base64url"), "newer") ? "newer" : "older";
+}
+
+function isBound(list: unknown, token: Buffer, direction: Direction): boolean {
+  return token.subarray(0, TOKEN_BYTES_OF_BINDING).equals(bindingOf(list, direction));
+}
+
+function bindingOf(list: unknown, direction: Direction): Buffer {
+  const bound = direction === "older" ? list : [direction, list];
+  return hash("sha256", JSON.stringify(bound), "buffer").subarray(0, TOKEN_BYTES_OF_BINDING);
 }
 
 function parseUuids(text: string): Uuid[] | undefined {

@@ -7,10 +7,15 @@ import {
 import type { Fault } from "../core/errors.ts";
 import type { Uuid } from "../core/ids.ts";
 import { toNextEpochMs } from "../core/instant.ts";
-import { effectivePageSize, formatPageToken, parsePageToken } from "../core/page-token.ts";
+import { type Direction, directionOf, effectivePageSize, formatPageToken, parsePageToken } from "../core/page-token.ts";
 import { checkStorableText } from "../core/text.ts";
 import { whileAvailable } from "../store/database.ts";
-import { type DeliveryFilter, listDeliveries as readDeliveries } from "../store/deliveries.ts";
+import {
+  type Delivery,
+  type DeliveryFilter,
+  type DeliveryPlace,
+  listDeliveries as readDeliveries,
+} from "../store/deliveries.ts";
 import { fromDelivery, toDeliveryStates, toEventTypes } from "./convert.ts";
 import type { RpcDependencies } from "./dependencies.ts";
 import { checkPageSize, checkRequest, MAX_ID, toSubscriptionFilter } from "./request-checks.ts";
@@ -19,24 +24,32 @@ export function listDeliveries(deps: RpcDependencies) {
   return async (request: ListDeliveriesRequest): Promise<ListDeliveriesResponse> => {
     const filter = readFilter(request);
     const list = ["deliveries", request.tenantId, filter];
-    const after = request.pageToken === "" ? undefined : parsePageToken(list, request.pageToken, 2);
+    const { pageToken } = request;
+    const direction = directionOf(list, pageToken);
+    const after = pageToken === "" ? undefined : toPlace(parsePageToken(list, pageToken, 2, direction));
     const limit = effectivePageSize(request.pageSize);
-    const place = after && {
-      eventKey: after[0] as Uuid,
-      subscription: after[1] as Uuid,
-    };
 
-    // One more than asked for tells whether there is another page.
+    // One more than asked for tells whether there is another page that way.
     const found = await whileAvailable(() =>
-      readDeliveries(deps.orm, request.tenantId, filter, { after: place, limit: limit + 1 }),
+      readDeliveries(deps.orm, request.tenantId, filter, { after, limit: limit + 1, direction }),
     );
-    const page = found.slice(0, limit);
-    const last = page.at(-1);
+    const hasMore = found.length > limit;
+    const page = direction === "older" ? found.slice(0, limit) : found.slice(-limit);
+    // The way back is there: we have come from it.
+    const hasOlder = direction === "older" ? hasMore : page.length > 0;
+    const hasNewer = direction === "older" ? after !== undefined && page.length > 0 : hasMore;
+    const tokenAt = (delivery: Delivery | undefined, way: Direction) =>
+      delivery ? formatPageToken(list, [delivery.eventKey, delivery.subscription], way) : "";
     return create(ListDeliveriesResponseSchema, {
       deliveries: page.map((delivery) => fromDelivery(delivery)),
-      nextPageToken: found.length > limit && last ? formatPageToken(list, [last.eventKey, last.subscription]) : "",
+      nextPageToken: hasOlder ? tokenAt(page.at(-1), "older") : "",
+      previousPageToken: hasNewer ? tokenAt(page[0], "newer") : "",
     });
   };
+}
+
+function toPlace([eventKey, subscription]: readonly Uuid[]): DeliveryPlace {
+  return { eventKey: eventKey as Uuid, subscription: subscription as Uuid };
 }
 
 function readFilter(request: ListDeliveriesRequest): DeliveryFilter {

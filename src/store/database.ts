@@ -1,3 +1,4 @@
+import { sql } from "drizzle-orm";
 import { drizzle, type PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import postgres, { type Sql } from "postgres";
 import { UnavailableError } from "../core/errors.ts";
@@ -92,6 +93,20 @@ export function openDatabase(options: DatabaseOptions): Database {
       await Promise.all([cold.end({ timeout: 5 }), hot.end({ timeout: 5 }), maintenance.end({ timeout: 0 })]);
     },
   };
+}
+
+/**
+ * Runs a query that takes the first rows of an index in its order, so that it does: where a range looks short to the
+ * planner, it would rather read all of that and sort.
+ */
+export function inIndexOrder<T>(
+  orm: PostgresJsDatabase,
+  query: (tx: Pick<PostgresJsDatabase, "execute">) => Promise<T>,
+): Promise<T> {
+  return orm.transaction(async (tx) => {
+    await tx.execute(sql`SET LOCAL enable_sort = off`);
+    return query(tx);
+  });
 }
 
 /** Connection trouble, shutdown, recovery, read-only after a failover, no room: the same call may succeed later. */

@@ -12,6 +12,8 @@ import {
 import { NotFoundError } from "../core/errors.ts";
 import { type EventType, fromEventTypeCode, toEventTypeCode } from "../core/event.ts";
 import { type DeliveryId, formatDeliveryId, leastUuidAt, type Uuid, uuidV7EpochMs } from "../core/ids.ts";
+import type { Direction } from "../core/page-token.ts";
+import { inIndexOrder } from "./database.ts";
 
 export type DeliveryFilter = {
   readonly subscription: Uuid | undefined;
@@ -67,7 +69,8 @@ export const NO_FILTER: DeliveryFilter = {
 };
 
 /**
- * Up to `limit` deliveries of the tenant after `after`, by (event, subscription) descending: newest event first.
+ * Up to `limit` deliveries of the tenant beyond `after`, by (event, subscription) descending: newest event first, whichever
+ * way `direction` leads from there.
  *
  * A delivery stands in the outbox while unfinished, in dead_letters when given up, and else only as the attempt that
  * delivered it; where it is in several (after a redrive) the first of these counts. Each is read per subscription by its
@@ -78,16 +81,17 @@ export async function listDeliveries(
   orm: PostgresJsDatabase,
   tenantId: string,
   filter: DeliveryFilter,
-  { after, limit }: { after: DeliveryPlace | undefined; limit: number },
+  { after, limit, direction = "older" }: { after: DeliveryPlace | undefined; limit: number; direction?: Direction },
 ): Promise<Delivery[]> {
-  const page = sql`${limit}::integer`;
-  const wanted = (source: string) => inFilter(sql.raw(source), filter, after);
+  const order = sql.raw(direction === "older" ? "DESC" : "ASC");
+  const cut = (source: string) => sql`ORDER BY ${sql.raw(source)}.event_key ${order} LIMIT ${limit}::integer`;
+  const wanted = (source: string) => inFilter(sql.raw(source), filter, after, direction);
   const branches = [
-    unfinished(wanted("q"), filter.states, page),
-    givenUp(wanted("d"), filter.states, page),
-    delivered(wanted("a"), filter.states, page),
+    unfinished(wanted("q"), filter.states, cut("q")),
+    givenUp(wanted("d"), filter.states, cut("d")),
+    delivered(wanted("a"), filter.states, cut("a")),
   ].filter((branch) => branch !== undefined);
-  const rows = await orm.execute<DeliveryRow>(sql`
+  const query = sql`
     WITH lane AS (
       SELECT s.subscription_key, s.subscription_uuid, s.tenant_key
       FROM nuncio.webhook_subscriptions s JOIN nuncio.tenants t ON t.tenant_key = s.tenant_key
@@ -98,9 +102,15 @@ export async function listDeliveries(
       f.user_id, f.user_sequence::text AS user_sequence, f.state, f.end_reason, f.attempt, f.next_at_ms,
       f.expires_at_ms, f.ended_at_ms
     FROM lane l CROSS JOIN LATERAL (${sql.join(branches, sql` UNION ALL `)}) AS f
-    ORDER BY f.event_key DESC, l.subscription_uuid DESC
-    LIMIT ${page}`);
-  return rows.map((row) => toDelivery(row, tenantId));
+    ORDER BY f.event_key ${order}, l.subscription_uuid ${order}
+    LIMIT ${limit}::integer`;
+  // The deliveries of one event or one user are few, and found by other ways than along the lane.
+  const isAlongLane = filter.eventId === undefined && filter.userId === undefined;
+  const rows = isAlongLane
+    ? await inIndexOrder(orm, (tx) => tx.execute<DeliveryRow>(query))
+    : await orm.execute<DeliveryRow>(query);
+  const deliveries = rows.map((row) => toDelivery(row, tenantId));
+  return direction === "older" ? deliveries : deliveries.reverse();
 }
 
 /** One delivery and its newest 100 attempts, oldest first, from one snapshot. */
@@ -145,11 +155,11 @@ const EVENT_OF = (source: string) => sql`
   ) AS e`;
 
 /** Each of the three sources of deliveries, or undefined if none of the states asked for stands in it. */
-type Branch = (wanted: SQL, states: readonly DeliveryState[], page: SQL) => SQL | undefined;
+type Branch = (wanted: SQL, states: readonly DeliveryState[], cut: SQL) => SQL | undefined;
 
 const wants = (states: readonly DeliveryState[], state: DeliveryState) => states.length === 0 || states.includes(state);
 
-const unfinished: Branch = (wanted, states, page) => {
+const unfinished: Branch = (wanted, states, cut) => {
   const pending = wants(states, "PENDING");
   const delivering = wants(states, "DELIVERING");
   if (!pending && !delivering) return undefined;
@@ -163,22 +173,22 @@ const unfinished: Branch = (wanted, states, page) => {
     FROM nuncio.outbox q ${EVENT_OF("q")}
     WHERE q.subscription_key = l.subscription_key AND ${wanted}
       ${pending && delivering ? sql`` : sql`AND ${leased} = ${delivering}`}
-    ORDER BY q.event_key DESC LIMIT ${page})`;
+    ${cut})`;
 };
 
-const givenUp: Branch = (wanted, states, page) => {
+const givenUp: Branch = (wanted, states, cut) => {
   const codes = END_REASONS.filter((reason) => wants(states, stateOfEnd(reason))).map(toEndReasonCode);
   if (codes.length === 0) return undefined;
   return sql`(
     SELECT d.event_key, ${EVENT_COLUMNS}, 'ENDED' AS state, d.end_reason, d.attempt, NULL::float8 AS next_at_ms,
       NULL::float8 AS expires_at_ms, extract(epoch FROM d.ended_at)::float8 * 1000 AS ended_at_ms
     FROM nuncio.dead_letters d ${EVENT_OF("d")}
-    WHERE d.subscription_key = l.subscription_key AND ${wanted} AND NOT ${standsIn("outbox", "d")}
+    WHERE d.subscription_key = l.subscription_key AND ${wanted} AND ${standsNotIn("outbox", "d")}
       AND d.end_reason IN (${sql.raw(codes.join(", "))})
-    ORDER BY d.event_key DESC LIMIT ${page})`;
+    ${cut})`;
 };
 
-const delivered: Branch = (wanted, states, page) => {
+const delivered: Branch = (wanted, states, cut) => {
   if (!wants(states, "DELIVERED")) return undefined;
   return sql`(
     SELECT a.event_key, ${EVENT_COLUMNS}, 'DELIVERED' AS state, NULL::smallint AS end_reason, a.number AS attempt,
@@ -186,25 +196,30 @@ const delivered: Branch = (wanted, states, page) => {
       extract(epoch FROM a.started_at)::float8 * 1000 + a.duration_ms AS ended_at_ms
     FROM nuncio.delivery_attempts a ${EVENT_OF("a")}
     WHERE a.subscription_key = l.subscription_key AND a.outcome = 1 AND NOT a.stale AND ${wanted}
-      AND NOT ${standsIn("outbox", "a")} AND NOT ${standsIn("dead_letters", "a")}
-      AND NOT EXISTS (
-        SELECT FROM nuncio.delivery_attempts later
+      AND ${standsNotIn("outbox", "a")} AND ${standsNotIn("dead_letters", "a")}
+      AND (
+        SELECT true FROM nuncio.delivery_attempts later
         WHERE later.subscription_key = a.subscription_key AND later.event_key = a.event_key
-          AND later.number > a.number AND later.outcome = 1 AND NOT later.stale)
-    ORDER BY a.event_key DESC LIMIT ${page})`;
+          AND later.number > a.number AND later.outcome = 1 AND NOT later.stale LIMIT 1) IS NULL
+    ${cut})`;
 };
 
-function standsIn(table: "outbox" | "dead_letters", source: string): SQL {
-  return sql.raw(`EXISTS (SELECT FROM nuncio.${table} x
-    WHERE x.subscription_key = ${source}.subscription_key AND x.event_key = ${source}.event_key)`);
+/**
+ * Asked of each row of a page. Not as NOT EXISTS: that is a join to the planner, which then reads all that waits in the lane
+ * for the sake of a page of what is done.
+ */
+function standsNotIn(table: "outbox" | "dead_letters", source: string): SQL {
+  return sql.raw(`(SELECT true FROM nuncio.${table} x
+    WHERE x.subscription_key = ${source}.subscription_key AND x.event_key = ${source}.event_key LIMIT 1) IS NULL`);
 }
 
 /** The conditions on a row of `source`, its lane `l` and its event `e`. Bounds on the key are what the index serves. */
-function inFilter(source: SQL, filter: DeliveryFilter, after: DeliveryPlace | undefined): SQL {
+function inFilter(source: SQL, filter: DeliveryFilter, after: DeliveryPlace | undefined, direction: Direction): SQL {
   const conditions: SQL[] = [sql`true`];
+  const beyond = sql.raw(direction === "older" ? "<" : ">");
   if (after) {
-    conditions.push(sql`${source}.event_key <= ${after.eventKey}::uuid
-      AND (${source}.event_key < ${after.eventKey}::uuid OR l.subscription_uuid < ${after.subscription}::uuid)`);
+    conditions.push(sql`${source}.event_key ${beyond}= ${after.eventKey}::uuid
+      AND (${source}.event_key ${beyond} ${after.eventKey}::uuid OR l.subscription_uuid ${beyond} ${after.subscription}::uuid)`);
   }
   if (filter.createdFromMs !== undefined) {
     conditions.push(sql`${source}.event_key >= ${leastUuidAt(filter.createdFromMs)}::uuid`);
@@ -220,7 +235,7 @@ function inFilter(source: SQL, filter: DeliveryFilter, after: DeliveryPlace | un
     // By the user's events, and not by walking through everybody's deliveries for those of one.
     const { createdFromMs, createdBeforeMs } = filter;
     const bounds = [
-      after && sql`AND u.event_key <= ${after.eventKey}::uuid`,
+      after && sql`AND u.event_key ${beyond}= ${after.eventKey}::uuid`,
       createdFromMs === undefined ? undefined : sql`AND u.event_key >= ${leastUuidAt(createdFromMs)}::uuid`,
       createdBeforeMs === undefined ? undefined : sql`AND u.event_key < ${leastUuidAt(createdBeforeMs)}::uuid`,
     ].filter((bound) => bound !== undefined);

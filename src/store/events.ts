@@ -3,6 +3,7 @@ import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import { NotFoundError } from "../core/errors.ts";
 import { type EventType, toEventTypeCode } from "../core/event.ts";
 import { leastUuidAt, type Uuid, uuidV7EpochMs } from "../core/ids.ts";
+import { inIndexOrder } from "./database.ts";
 import { eventIds, events, tenants } from "./schema.ts";
 
 export type StoredEvent = { readonly body: string; readonly userSequence: bigint; readonly createdAtMs: number };
@@ -55,12 +56,7 @@ export async function listEvents(
   const isWanted = codes.length === 0 ? sql`true` : sql`s.event_type IN (${sql.join(codes, sql`, `)})`;
   // One more than asked for tells whether there is another page.
   const scan = codes.length === 0 ? limit + 1 : MOST_SCANNED;
-  const rows = await orm.execute<{
-    event_key: Uuid;
-    body: string | null;
-    user_sequence: string;
-    last_scanned: Uuid | null;
-  }>(sql`
+  const query = sql`
     WITH scanned AS MATERIALIZED (
       SELECT e.event_key, e.event_type, t.tenant_key FROM nuncio.tenants t CROSS JOIN LATERAL (
         SELECT e.event_key, e.event_type FROM nuncio.events e WHERE ${sql.join(conditions, sql` AND `)}
@@ -83,7 +79,10 @@ export async function listEvents(
       (SELECT CASE WHEN count(*) = ${scan}::integer THEN (SELECT s.event_key::text FROM scanned s ORDER BY s.event_key LIMIT 1) END
         FROM scanned) AS last_scanned
     FROM (SELECT) AS always LEFT JOIN placed p ON true
-    ORDER BY p.place`);
+    ORDER BY p.place`;
+  const rows = await inIndexOrder(orm, (tx) =>
+    tx.execute<{ event_key: Uuid; body: string | null; user_sequence: string; last_scanned: Uuid | null }>(query),
+  );
   const events = rows.flatMap(({ event_key: eventKey, body, user_sequence: userSequence }) =>
     body === null ? [] : [{ eventKey, body, userSequence: BigInt(userSequence), createdAtMs: uuidV7EpochMs(eventKey) }],
   );

@@ -172,6 +172,38 @@ describe("ListDeliveries", () => {
     expect(walked.length).toBeGreaterThan(3);
   });
 
+  it.each([{}, { states: [DeliveryState.DELIVERED, DeliveryState.PENDING] }, { userId: "u_1" }])(
+    "[B17] turns back through the same pages, filtered by %o, whatever has arrived on top meanwhile",
+    async (filter) => {
+      const { tenant } = await addDeliveriesInEveryState();
+      const pages: string[][] = [];
+      let answer = await list(tenant, { ...filter, pageSize: 3 });
+      expect(answer.previousPageToken).toBe("");
+      for (; ; answer = await list(tenant, { ...filter, pageSize: 3, pageToken: answer.nextPageToken })) {
+        pages.push(idsOf(answer.deliveries));
+        if (answer.nextPageToken === "") break;
+        // The way back from each leads to what was there before.
+        await publish(tenant, 1);
+      }
+      expect(pages.length).toBeGreaterThan(2);
+      const back: string[][] = [idsOf(answer.deliveries)];
+      for (let turned = 1; turned < pages.length; turned += 1) {
+        answer = await list(tenant, { ...filter, pageSize: 3, pageToken: answer.previousPageToken });
+        back.unshift(idsOf(answer.deliveries));
+        const forth = await list(tenant, { ...filter, pageSize: 3, pageToken: answer.nextPageToken });
+        expect(idsOf(forth.deliveries)).toEqual(back[1]);
+      }
+      expect(back).toEqual(pages);
+      // What arrived since lies before the page that was the first.
+      let newer = 0;
+      while (answer.previousPageToken !== "") {
+        answer = await list(tenant, { ...filter, pageSize: 3, pageToken: answer.previousPageToken });
+        newer += answer.deliveries.length;
+      }
+      expect(newer).toBeGreaterThan(0);
+    },
+  );
+
   it("gives 50 unless asked for another number, and no token for a page that is the last", async () => {
     const page = await list(made.tenant);
     expect(page.deliveries).toHaveLength(50);

@@ -1,7 +1,10 @@
+import { drizzle, type PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import postgres from "postgres";
 import { describe, expect, it } from "vitest";
 import type { SubscriptionOrdering } from "../../src/core/subscription.ts";
 import { HOT_SETTINGS } from "../../src/store/database.ts";
+import { getDelivery, listDeliveries } from "../../src/store/deliveries.ts";
+import { getEvent, listEvents } from "../../src/store/events.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import { getLanes, listLanes, listLanesSince } from "../../src/store/outbox/lanes.ts";
@@ -12,13 +15,14 @@ import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../supp
 const db = useDatabase();
 
 /** Runs the work on a connection that tells every plan, those inside functions included. */
-async function plansOf(work: (sql: postgres.Sql) => Promise<unknown>): Promise<string[]> {
+async function plansOf(work: (sql: postgres.Sql) => Promise<unknown>, { withRows = false } = {}): Promise<string[]> {
   const plans: string[] = [];
   const onnotice = ({ message }: postgres.Notice) => plans.push(message ?? "");
   const sql = postgres(db.url.reveal(), { max: 1, onnotice, connection: HOT_SETTINGS });
   await sql`LOAD 'auto_explain'`;
   await sql`SET auto_explain.log_min_duration = 0`;
   await sql`SET auto_explain.log_nested_statements = on`;
+  if (withRows) await sql`SET auto_explain.log_analyze = on`;
   await sql`SET client_min_messages = log`;
   await work(sql);
   await sql.end();
@@ -148,6 +152,80 @@ describe("the plan of a hot statement", () => {
       const plan = plans.find((one) => one.includes(text) && one.includes("outbox q"));
       expect(plan, text).toContain("using outbox_due");
       expect(plan, text).not.toMatch(/outbox_subscription_key_event_key_pk|Seq Scan on outbox|Bitmap|Sort/);
+    }
+  });
+
+  it("reads of a long history no more than a page is worth, whatever is asked for", async () => {
+    const tenant = newTenant();
+    const { uuid, lane } = await addSubscription(db, tenant);
+    await addSubscription(db, tenant);
+    const rows = Array.from({ length: 500 }, (_, i) =>
+      toRow(draftEvent(tenant, { id: `e_${i}`, user: { id: `u_${i % 50}` } })),
+    );
+    for (let i = 0; i < 10; i += 1) {
+      await appendEvents(
+        db.server.hot,
+        rows.map((row) => ({ ...row, eventId: `${row.eventId}_${i}` })),
+        { maxPendingMs: 86_400_000 },
+      );
+    }
+    // All but the newest are finished.
+    await db.admin`
+      INSERT INTO nuncio.delivery_attempts (event_key, started_at, tenant_key, subscription_key, duration_ms, number, outcome, http_status, stale)
+      SELECT q.event_key, now(), q.tenant_key, q.subscription_key, 5, 1, 1, 200, false FROM nuncio.outbox q
+      JOIN nuncio.events e USING (tenant_key, event_key) WHERE q.subscription_key >= ${lane} AND e.event_id NOT LIKE '%_9'`;
+    await db.admin`
+      DELETE FROM nuncio.outbox q USING nuncio.events e
+      WHERE e.event_key = q.event_key AND q.subscription_key >= ${lane} AND e.event_id NOT LIKE '%_9'`;
+    await db.admin`ANALYZE`;
+
+    const everything = { subscription: undefined, states: [], eventTypes: [], eventId: undefined, userId: undefined };
+    const all = { ...everything, createdFromMs: undefined, createdBeforeMs: undefined };
+    const [newest] = await listDeliveries(
+      db.server.orm,
+      tenant,
+      { ...all, states: ["DELIVERED"] },
+      { after: undefined, limit: 1 },
+    );
+    const after = newest as NonNullable<typeof newest>;
+    const questions: Record<string, (orm: PostgresJsDatabase) => Promise<unknown>> = {
+      "the first page": (orm) => listDeliveries(orm, tenant, all, { after: undefined, limit: 50 }),
+      "a later page": (orm) => listDeliveries(orm, tenant, all, { after, limit: 50 }),
+      "the page before": (orm) => listDeliveries(orm, tenant, all, { after, limit: 50, direction: "newer" }),
+      "of a subscription": (orm) =>
+        listDeliveries(orm, tenant, { ...all, subscription: uuid }, { after: undefined, limit: 50 }),
+      "in a state": (orm) => listDeliveries(orm, tenant, { ...all, states: ["DELIVERED"] }, { after, limit: 50 }),
+      "of an event": (orm) =>
+        listDeliveries(orm, tenant, { ...all, eventId: "e_3_4" }, { after: undefined, limit: 50 }),
+      "of a user": (orm) => listDeliveries(orm, tenant, { ...all, userId: "u_7" }, { after: undefined, limit: 50 }),
+      "of a time": (orm) =>
+        listDeliveries(
+          orm,
+          tenant,
+          { ...all, createdFromMs: Date.now() - 60_000, createdBeforeMs: Date.now() },
+          { after: undefined, limit: 50 },
+        ),
+      "one delivery": (orm) => getDelivery(orm, tenant, after),
+      "one event": (orm) => getEvent(orm, tenant, "e_3_4"),
+      "a page of events": (orm) => listEvents(orm, tenant, { ...all }, { after: undefined, limit: 50 }),
+      "the events of a user": (orm) =>
+        listEvents(orm, tenant, { ...all, userId: "u_7" }, { after: undefined, limit: 50 }),
+    };
+    for (const [question, ask] of Object.entries(questions)) {
+      const plans = await plansOf((sql) => ask(drizzle(sql)), { withRows: true });
+      expect(plans.length, question).toBeGreaterThan(0);
+      for (const plan of plans) {
+        const touched = [
+          ...plan.matchAll(
+            /(Scan|Scan Backward) using \S+ on (?:outbox|dead_letters|events|event_ids|delivery_attempts)\S* .*rows=([\d.]+) loops=(\d+)/g,
+          ),
+        ];
+        const most = Math.max(0, ...touched.map(([, , rowsRead, loops]) => Number(rowsRead) * Number(loops)));
+        expect(most, `${question}\n${plan}`).toBeLessThanOrEqual(300);
+        expect(plan, question).not.toMatch(
+          /Seq Scan on (outbox|dead_letters|events|event_ids|delivery_attempts)(?!.*never executed)(?!.*rows=0)/,
+        );
+      }
     }
   });
 

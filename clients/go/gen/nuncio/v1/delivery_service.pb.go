@@ -527,7 +527,7 @@ type ListDeliveriesRequest struct {
 	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
 	// How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// `next_page_token` of the page before, with the same tenant and filters. Empty: the first page.
+	// `next_page_token` or `previous_page_token` of a page, with the same tenant and filters. Empty: the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// Only those of this subscription, also a deleted one. Empty: all.
 	SubscriptionId string `protobuf:"bytes,4,opt,name=subscription_id,json=subscriptionId,proto3" json:"subscription_id,omitempty"`
@@ -648,12 +648,15 @@ func (x *ListDeliveriesRequest) GetCreateTimeBefore() *timestamppb.Timestamp {
 }
 
 type ListDeliveriesResponse struct {
-	state      protoimpl.MessageState `protogen:"open.v1"`
-	Deliveries []*Delivery            `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
-	// Empty means that there are no more.
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest event first, whichever way the page was turned to. What is added or ends meanwhile moves nothing to another page.
+	Deliveries []*Delivery `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
+	// Leads to the older ones. Empty means that there are no more.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Leads to the newer ones. Empty on the first page, and where there are no more.
+	PreviousPageToken string `protobuf:"bytes,3,opt,name=previous_page_token,json=previousPageToken,proto3" json:"previous_page_token,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *ListDeliveriesResponse) Reset() {
@@ -696,6 +699,13 @@ func (x *ListDeliveriesResponse) GetDeliveries() []*Delivery {
 func (x *ListDeliveriesResponse) GetNextPageToken() string {
 	if x != nil {
 		return x.NextPageToken
+	}
+	return ""
+}
+
+func (x *ListDeliveriesResponse) GetPreviousPageToken() string {
+	if x != nil {
+		return x.PreviousPageToken
 	}
 	return ""
 }
@@ -843,12 +853,13 @@ const file_nuncio_v1_delivery_service_proto_rawDesc = "" +
 	"\auser_id\x18\b \x01(\tR\x06userId\x12F\n" +
 	"\x11create_time_after\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x0fcreateTimeAfter\x12H\n" +
 	"\x12create_time_before\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x10createTimeBefore\"u\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x10createTimeBefore\"\xa5\x01\n" +
 	"\x16ListDeliveriesResponse\x123\n" +
 	"\n" +
 	"deliveries\x18\x01 \x03(\v2\x13.nuncio.v1.DeliveryR\n" +
 	"deliveries\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"A\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12.\n" +
+	"\x13previous_page_token\x18\x03 \x01(\tR\x11previousPageToken\"A\n" +
 	"\x12GetDeliveryRequest\x12\x1b\n" +
 	"\ttenant_id\x18\x01 \x01(\tR\btenantId\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\"F\n" +
