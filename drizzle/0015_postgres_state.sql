@@ -1,23 +1,25 @@
--- The oldest view of this database's data that somebody may still have, which keeps every dead row that is newer from being
--- cleared away: a session, a replication slot, a prepared transaction. All null where nobody has one. `held_for` is null for a
--- slot. With the rights of the schema's owner, who sees the sessions of other users only as a member of pg_read_all_stats.
+-- What keeps dead rows of this database from being cleared away: the oldest view of the data that somebody may still have, or
+-- the oldest transaction that has written and is still open. A session, a replication slot, a prepared transaction. `held_for`
+-- is that of the longest open one, `transactions` and `holder` those of the one that goes back furthest; a slot has no time of
+-- its own. All null where there is nothing. With the rights of the schema's owner, who sees the sessions of other users only as
+-- a member of pg_read_all_stats.
 CREATE FUNCTION nuncio.oldest_snapshot(OUT held_for interval, OUT transactions bigint, OUT holder text)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog AS $$
-  SELECT now() - h.since, h.transactions, h.holder
+  SELECT max(now() - h.since), max(h.transactions), (array_agg(h.holder ORDER BY h.transactions DESC))[1]
   FROM (
-    SELECT a.xact_start AS since, age(a.backend_xmin)::bigint AS transactions,
+    SELECT a.xact_start AS since, greatest(age(a.backend_xmin), age(a.backend_xid))::bigint AS transactions,
       format('process %s of %s', a.pid, coalesce(nullif(a.application_name, ''), a.usename, a.backend_type)) AS holder
     FROM pg_stat_activity a
-    -- A vacuum holds nothing back: Postgres leaves it out too.
-    WHERE a.backend_xmin IS NOT NULL AND a.pid <> pg_backend_pid() AND a.backend_type <> 'autovacuum worker'
-      AND a.query !~* '^\s*vacuum' AND (a.datname = current_database() OR a.datname IS NULL)
+    WHERE (a.backend_xmin IS NOT NULL OR a.backend_xid IS NOT NULL) AND a.pid <> pg_backend_pid()
+      AND (a.datname = current_database() OR a.datname IS NULL)
+      -- A vacuum holds nothing back, and Postgres leaves it out too; an analyze does.
+      AND NOT (a.query ~* '^\s*(autovacuum: )?vacuum' AND a.query !~* 'analyze')
     UNION ALL
     SELECT NULL, age(s.xmin)::bigint, format('replication slot %s', s.slot_name) FROM pg_replication_slots s WHERE s.xmin IS NOT NULL
     UNION ALL
     SELECT p.prepared, age(p.transaction)::bigint, format('prepared transaction %s', p.gid)
     FROM pg_prepared_xacts p WHERE p.database = current_database()
   ) AS h
-  ORDER BY h.transactions DESC, h.since LIMIT 1
 $$;
 --> statement-breakpoint
 -- Connections of our processes to this database, by role and state; only those of sessions that the schema's owner may see.

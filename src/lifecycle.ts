@@ -85,10 +85,13 @@ export async function keepDoing(
     } catch (error) {
       if (!signal.aborted) onFailure(error);
     }
-    await pause(Math.max(everyMs, restAfter(performance.now() - beganAtMs)), signal);
+    const restMs = Math.min(restAfter(performance.now() - beganAtMs), LONGEST_REST_MS);
+    await pause(Math.max(everyMs, restMs), signal);
   }
 }
 
+/** What is counted is shown, and alerts go by it: never older than this, whatever it takes. */
+const LONGEST_REST_MS = 60_000;
 const TRACING_CLOSE_MS = 3_000;
 
 /** Sends the last spans, and gives up soon: a collector that is away keeps nobody from ending. */

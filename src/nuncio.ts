@@ -1,8 +1,10 @@
 import { readFileSync } from "node:fs";
+import { durationMs } from "@bufbuild/protobuf/wkt";
 import { ConnectError } from "@connectrpc/connect";
 import { CommanderError } from "commander";
 import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.ts";
 import { CliError, EXIT, exitCodeOf } from "./cli/exit-codes.ts";
+import { harmless } from "./cli/output.ts";
 import { createProgram } from "./cli/program.ts";
 
 // `npm run nuncio -- …`: the command line.
@@ -13,6 +15,12 @@ async function main(): Promise<number> {
   const { version } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8")) as {
     version: string;
   };
+  // Whoever reads us has had enough (`| head`): no fault of anybody's.
+  process.stdout.on("error", (error: NodeJS.ErrnoException) =>
+    process.exit(error.code === "EPIPE" ? EXIT.ok : EXIT.bug),
+  );
+  // A connection that breaks outside every call has failed the call as well, and that is told.
+  process.on("uncaughtException", (error) => fail(error));
   try {
     await createProgram(version).parseAsync();
     return EXIT.ok;
@@ -24,8 +32,14 @@ async function main(): Promise<number> {
   }
 }
 
+function fail(error: Error): never {
+  process.stderr.write(`${harmless(error.message)}\n`);
+  process.exit(error.message.includes("HTTP") ? EXIT.unavailable : EXIT.bug);
+}
+
+/** What a server says may be told by anybody who has its address. */
 function explain(error: unknown): string {
-  if (error instanceof CliError) return error.message;
+  if (error instanceof CliError) return harmless(error.message);
   if (!(error instanceof ConnectError)) return error instanceof Error ? (error.stack ?? error.message) : String(error);
   const [info] = error.findDetails(ErrorInfoSchema);
   const lines = [`${info?.reason ? `${info.reason}: ` : ""}${error.rawMessage}`];
@@ -33,7 +47,7 @@ function explain(error: unknown): string {
     for (const { field, description } of fieldViolations) lines.push(`  ${field}: ${description}`);
   }
   const [retry] = error.findDetails(RetryInfoSchema);
-  if (retry?.retryDelay) lines.push(`Try again in ${retry.retryDelay.seconds} s.`);
+  if (retry?.retryDelay) lines.push(`Try again in ${Math.ceil(durationMs(retry.retryDelay) / 1_000)} s.`);
   if (info === undefined) lines.push("No answer of a Nuncio: is it running, and is --address right?");
-  return lines.join("\n");
+  return lines.map(harmless).join("\n");
 }

@@ -1,5 +1,6 @@
 import { type Bench, median, medianRatio, perSecond, type Row } from "../bench.ts";
 import { drainOutbox, measureDrain } from "../drain.ts";
+import { measureHistory } from "../history.ts";
 import { fillOutbox } from "../nuncio.ts";
 import type { BenchDatabase } from "../postgres.ts";
 import { refusingUrl } from "./scale.ts";
@@ -19,6 +20,7 @@ export const backlog: Row = {
     await repeatPending(bench, full, pending);
     await addFinished(bench, full, finished);
     await full.admin`VACUUM ANALYZE`;
+    const history = await measureHistory(bench, full, FIRST_TENANT - 1);
 
     const rates = { empty: [] as number[], full: [] as number[] };
     for (let round = 1; round <= rounds; round++) {
@@ -37,6 +39,7 @@ export const backlog: Row = {
         figures: `${perSecond(median(rates.full))} ÷ ${perSecond(median(rates.empty))}`,
         target: { floor: 0.85, goal: 0.95, better: "more" },
       },
+      ...history,
     ];
   },
 };

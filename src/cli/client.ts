@@ -16,6 +16,9 @@ export type Nuncio = {
   close(): void;
 };
 
+/** For each call: longer than any takes, the 20 s of a test included. */
+const CALL_TIMEOUT_MS = 30_000;
+
 /** Clients for a Nuncio at `host:port` or a URL, which share one connection. Nothing is sent until one is used. */
 export function connectToNuncio(address: string, bearerKey: string): Nuncio {
   const baseUrl = address.includes("://") ? address : `http://${address}`;
@@ -24,7 +27,13 @@ export function connectToNuncio(address: string, bearerKey: string): Nuncio {
     request.header.set("authorization", `Bearer ${bearerKey}`);
     return next(request);
   };
-  const transport = createConnectTransport({ baseUrl, httpVersion: "2", sessionManager, interceptors: [authorize] });
+  const transport = createConnectTransport({
+    baseUrl,
+    httpVersion: "2",
+    sessionManager,
+    interceptors: [authorize],
+    defaultTimeoutMs: CALL_TIMEOUT_MS,
+  });
   return {
     address: baseUrl,
     events: createClient(EventService, transport),

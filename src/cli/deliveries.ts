@@ -12,18 +12,9 @@ import {
 } from "../../gen/nuncio/v1/delivery_pb.ts";
 import type { ListDeliveriesRequestSchema } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import { type EventType, EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
-import { pagesOf } from "./paging.ts";
+import { noteMore, pagesOf, parseLimit } from "./paging.ts";
 import { type Session, withSession } from "./session.ts";
-import {
-  collecting,
-  formatDuration,
-  formatTime,
-  parseTime,
-  parseWholeNumber,
-  toWord,
-  wordParser,
-  wordsOf,
-} from "./words.ts";
+import { collecting, formatDuration, formatTime, parseTime, toWord, wordParser, wordsOf } from "./words.ts";
 
 /** Which deliveries a command is about. */
 export type DeliveryFilter = {
@@ -41,7 +32,7 @@ const SHOWN = 50;
 export function addDeliveries(program: Command): void {
   const deliveries = program.command("deliveries").alias("dlv").summary("list, show, redrive, cancel deliveries");
   withFilter(deliveries.command("list").description("Lists deliveries, newest first."))
-    .option("--limit <number>", `how many (default: ${SHOWN})`, parseWholeNumber)
+    .option("--limit <number>", `how many (default: ${SHOWN})`, parseLimit)
     .action(withSession(list));
   deliveries
     .command("get")
@@ -92,7 +83,7 @@ export function listDeliveries(
   { nuncio, tenantId }: Session,
   filter: DeliveryFilter,
   limit: number,
-): Promise<Delivery[]> {
+): Promise<{ items: Delivery[]; hasMore: boolean }> {
   return pagesOf(limit, async (page) => {
     const response = await nuncio.deliveries.listDeliveries({ ...toRequest(tenantId, filter), ...page });
     return { items: response.deliveries, nextPageToken: response.nextPageToken };
@@ -142,14 +133,11 @@ export function attemptRow({
 
 async function list(session: Session, filter: DeliveryFilter & { limit?: number }): Promise<void> {
   const limit = filter.limit ?? SHOWN;
-  const deliveries = await listDeliveries(session, filter, limit);
+  const { items, hasMore } = await listDeliveries(session, filter, limit);
   const { out } = session;
-  if (out.isJson) {
-    for (const delivery of deliveries) out.message(DeliverySchema, delivery);
-    return;
-  }
-  out.table(DELIVERY_HEAD, deliveries.map(deliveryRow), "No such deliveries.");
-  if (deliveries.length === limit) out.note(`Only the newest ${limit}: --limit shows more.`);
+  if (out.isJson) for (const delivery of items) out.message(DeliverySchema, delivery);
+  else out.table(DELIVERY_HEAD, items.map(deliveryRow), "No such deliveries.");
+  noteMore(out, limit, hasMore);
 }
 
 async function get(session: Session, id: string): Promise<void> {

@@ -3,9 +3,9 @@ import type { Command } from "commander";
 import { EventSchema, type EventType, EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import { GetEventResponseSchema } from "../../gen/nuncio/v1/event_service_pb.ts";
 import { DELIVERY_HEAD, deliveryRow } from "./deliveries.ts";
-import { pagesOf } from "./paging.ts";
+import { noteMore, pagesOf, parseLimit } from "./paging.ts";
 import { type Session, withSession } from "./session.ts";
-import { collecting, formatTime, parseTime, parseWholeNumber, toWord, wordParser, wordsOf } from "./words.ts";
+import { collecting, formatTime, parseTime, toWord, wordParser, wordsOf } from "./words.ts";
 
 type EventFilter = {
   readonly type?: EventType[];
@@ -26,7 +26,7 @@ export function addEvents(program: Command): void {
     .option("--user <id>", "about this user")
     .option("--after <time>", "accepted since, such as 2h (ago) or 2026-03-01T04:00:00Z", parseTime)
     .option("--before <time>", "accepted before", parseTime)
-    .option("--limit <number>", `how many (default: ${SHOWN})`, parseWholeNumber)
+    .option("--limit <number>", `how many (default: ${SHOWN})`, parseLimit)
     .action(withSession(list));
   events
     .command("get")
@@ -37,7 +37,7 @@ export function addEvents(program: Command): void {
 
 async function list(session: Session, { type, user, after, before, limit = SHOWN }: EventFilter): Promise<void> {
   const { out, nuncio, tenantId } = session;
-  const events = await pagesOf(limit, async (page) => {
+  const { items: events, hasMore } = await pagesOf(limit, async (page) => {
     const response = await nuncio.events.listEvents({
       tenantId,
       eventTypes: type ?? [],
@@ -48,22 +48,21 @@ async function list(session: Session, { type, user, after, before, limit = SHOWN
     });
     return { items: response.events, nextPageToken: response.nextPageToken };
   });
-  if (out.isJson) {
-    for (const event of events) out.message(EventSchema, event);
-    return;
+  if (out.isJson) for (const event of events) out.message(EventSchema, event);
+  else {
+    out.table(
+      ["ID", "TYPE", "USER", "SEQUENCE", "ACCEPTED"],
+      events.map((event) => [
+        event.id,
+        toWord(EventTypeSchema, event.type),
+        event.user?.id ?? "",
+        String(event.userSequence),
+        formatTime(event.createTime),
+      ]),
+      "No such events.",
+    );
   }
-  out.table(
-    ["ID", "TYPE", "USER", "SEQUENCE", "ACCEPTED"],
-    events.map((event) => [
-      event.id,
-      toWord(EventTypeSchema, event.type),
-      event.user?.id ?? "",
-      String(event.userSequence),
-      formatTime(event.createTime),
-    ]),
-    "No such events.",
-  );
-  if (events.length === limit) out.note(`Only the newest ${limit}: --limit shows more.`);
+  noteMore(out, limit, hasMore);
 }
 
 async function get(session: Session, id: string): Promise<void> {

@@ -1,4 +1,5 @@
 import { Code, ConnectError } from "@connectrpc/connect";
+import { ErrorInfoSchema, RetryInfoSchema } from "../../gen/google/rpc/error_details_pb.ts";
 
 /** What the command line ends with. Scripts go by these numbers: they do not change. */
 export const EXIT = {
@@ -13,6 +14,8 @@ export const EXIT = {
   credential: 4,
   /** The server did not answer, or says to try again later. */
   unavailable: 5,
+  /** A fault of ours (sysexits.h, EX_SOFTWARE). */
+  bug: 70,
 } as const;
 
 /** Ends the command with a message for a person and no stack. */
@@ -25,12 +28,18 @@ export class CliError extends Error {
   }
 }
 
-const UNAVAILABLE = [Code.Unavailable, Code.DeadlineExceeded, Code.ResourceExhausted, Code.Aborted];
+const UNANSWERED = [Code.Unavailable, Code.DeadlineExceeded, Code.Canceled, Code.Aborted];
 const CREDENTIAL = [Code.Unauthenticated, Code.PermissionDenied];
 
 export function exitCodeOf(error: unknown): number {
   if (error instanceof CliError) return error.exitCode;
-  if (!(error instanceof ConnectError)) return EXIT.no;
-  if (UNAVAILABLE.includes(error.code)) return EXIT.unavailable;
+  if (!(error instanceof ConnectError)) return EXIT.bug;
+  if (mayComeGood(error)) return EXIT.unavailable;
   return CREDENTIAL.includes(error.code) ? EXIT.credential : EXIT.refused;
+}
+
+/** The same call may succeed later: nobody answered, or a Nuncio did that says how long to wait. */
+export function mayComeGood(error: ConnectError): boolean {
+  const isOfNuncio = error.findDetails(ErrorInfoSchema).length > 0;
+  return UNANSWERED.includes(error.code) || !isOfNuncio || error.findDetails(RetryInfoSchema).length > 0;
 }

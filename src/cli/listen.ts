@@ -1,5 +1,11 @@
 import { once } from "node:events";
-import { createServer, type IncomingHttpHeaders, type IncomingMessage, type ServerResponse } from "node:http";
+import {
+  createServer,
+  type IncomingHttpHeaders,
+  type IncomingMessage,
+  type Server,
+  type ServerResponse,
+} from "node:http";
 import type { AddressInfo } from "node:net";
 import { type Command, InvalidArgumentError } from "commander";
 import { request } from "undici";
@@ -7,10 +13,11 @@ import { type EventType, EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts
 import { SubscriptionOrdering } from "../../gen/nuncio/v1/webhook_subscription_pb.ts";
 import { Secret } from "../core/secret.ts";
 import { verifyRequest } from "../core/verification.ts";
+import { CliError, EXIT } from "./exit-codes.ts";
 import { harmless, type Output, styled } from "./output.ts";
 import { type Session, untilInterrupted, withSession } from "./session.ts";
 import { describeVerdict } from "./verify.ts";
-import { collecting, parseWholeNumber, wordParser, wordsOf } from "./words.ts";
+import { collecting, wordParser, wordsOf } from "./words.ts";
 
 type ListenOptions = {
   readonly host: string;
@@ -24,6 +31,7 @@ type ListenOptions = {
 
 const MAX_BODY_BYTES = 20 * 1024 * 1024;
 const FORWARD_TIMEOUT_MS = 10_000;
+const UNSUBSCRIBE_TIMEOUT_MS = 5_000;
 /** Made by the one who receives it, not passed on. */
 const HOP_BY_HOP = new Set([
   "connection",
@@ -43,10 +51,10 @@ export function addListen(program: Command): void {
     .summary("receive a tenant's events on this machine while you watch")
     .description(
       "Opens a receiver, subscribes it, verifies and prints what arrives, and unsubscribes when it ends (Ctrl-C). With --forward " +
-        "each request goes on to your own receiver, byte for byte, and gets its answer.",
+        "each request goes on to your own receiver, byte for byte, and is answered with its status.",
     )
     .option("--host <address>", "where to listen", "127.0.0.1")
-    .option("--port <port>", "0: any that is free", parseWholeNumber, 0)
+    .option("--port <port>", "0: any that is free", parsePort, 0)
     .option("--public-url <url>", "how Nuncio reaches it, where that is not http://<host>:<port>/ (a tunnel)", parseUrl)
     .option("--forward <url>", "your receiver", parseUrl)
     .option("--type <types>", wordsOf(EventTypeSchema).join(", "), collecting(wordParser(EventTypeSchema)))
@@ -60,9 +68,7 @@ async function listen(session: Session, options: ListenOptions): Promise<void> {
   const stop = untilInterrupted();
   const receiver = new Receiver(out, options);
   const server = createServer((message, response) => void receiver.answer(message, response));
-  server.listen(options.port, options.host);
-  await once(server, "listening");
-  const { port } = server.address() as AddressInfo;
+  const port = await openPort(server, options);
   const url = options.publicUrl ?? `http://${options.host.includes(":") ? `[${options.host}]` : options.host}:${port}/`;
   try {
     const { webhookSubscription, signingSecret } = await nuncio.subscriptions.createWebhookSubscription({
@@ -77,15 +83,32 @@ async function listen(session: Session, options: ListenOptions): Promise<void> {
     const id = webhookSubscription?.id ?? "";
     receiver.expect(new Secret(signingSecret));
     out.note(`${id} listens at ${url} for ${tenantId}; Ctrl-C unsubscribes and ends.`);
-    try {
-      if (!stop.aborted) await once(stop, "abort");
-    } finally {
-      await nuncio.subscriptions.deleteWebhookSubscription({ tenantId, id });
-      out.note(`${id} is unsubscribed.`);
-    }
+    if (!stop.aborted) await once(stop, "abort");
+    await unsubscribe(session, id);
   } finally {
     server.close();
     server.closeAllConnections();
+  }
+}
+
+async function openPort(server: Server, { host, port }: ListenOptions): Promise<number> {
+  try {
+    server.listen(port, host);
+    await once(server, "listening");
+  } catch (cause) {
+    throw new CliError(EXIT.usage, `Cannot listen on ${host}:${port}: ${(cause as Error).message}`, { cause });
+  }
+  return (server.address() as AddressInfo).port;
+}
+
+/** Says what is left behind where it cannot: Nuncio would go on trying for days. */
+async function unsubscribe({ out, nuncio, tenantId }: Session, id: string): Promise<void> {
+  try {
+    await nuncio.subscriptions.deleteWebhookSubscription({ tenantId, id }, { timeoutMs: UNSUBSCRIBE_TIMEOUT_MS });
+    out.note(`${id} is unsubscribed.`);
+  } catch (error) {
+    out.note(`${id} is STILL SUBSCRIBED. Later: nuncio subscriptions delete ${id} --tenant ${tenantId}`);
+    throw error;
   }
 }
 
@@ -148,7 +171,7 @@ class Receiver {
   ): void {
     const text = body.toString("utf8");
     if (this.#out.isJson) {
-      this.#out.json({ verified: isGood, status, headers: single(headers), body: text });
+      this.#out.json({ verified: isGood, status, verdicts, headers: single(headers), body: text });
       return;
     }
     const attempt = headers["x-identity-attempt"];
@@ -162,7 +185,7 @@ class Receiver {
     ];
     this.#out.say(head.filter((part) => part !== "").join("  "));
     if (!isGood) for (const verdict of verdicts) this.#out.say(`          ${verdict}`);
-    if (this.#options.body) this.#out.say(prettily(text));
+    else if (this.#options.body) this.#out.say(prettily(text));
   }
 }
 
@@ -202,6 +225,12 @@ function parseUrl(text: string): string {
   if (!URL.canParse(text) || !/^https?:$/.test(new URL(text).protocol))
     throw new InvalidArgumentError("Expected an http or https URL.");
   return text;
+}
+
+function parsePort(text: string): number {
+  const port = Number(text);
+  if (!/^\d{1,5}$/.test(text) || port > 65_535) throw new InvalidArgumentError("Expected a port from 0 to 65535.");
+  return port;
 }
 
 function parseStatus(text: string): number {

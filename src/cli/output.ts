@@ -23,11 +23,17 @@ export class Output {
   }
 
   json(value: unknown): void {
-    process.stdout.write(`${JSON.stringify(value)}\n`);
+    this.#line(JSON.stringify(value));
   }
 
   message<Schema extends DescMessage>(schema: Schema, message: MessageShape<Schema>): void {
-    process.stdout.write(`${toJsonString(schema, message)}\n`);
+    this.#line(toJsonString(schema, message));
+  }
+
+  /** The same JSON, with those characters escaped that JSON lets pass and a terminal would obey or hide. */
+  #line(json: string): void {
+    const escaped = json.replace(DECEIVING, (char) => `\\u${char.charCodeAt(0).toString(16).padStart(4, "0")}`);
+    process.stdout.write(`${escaped}\n`);
   }
 
   /** Rows under a head; `none` instead where there are none. */
@@ -61,11 +67,11 @@ export function styled(style: Style, text: string): string {
 
 /** On one line, without what a terminal would obey or show in another order than it is: the text may come from anybody. */
 export function harmless(text: string): string {
-  return stripVTControlCharacters(text.replace(/[\r\n\t]+/g, " ")).replace(
-    /[\p{Cc}\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu,
-    "\uFFFD",
-  );
+  return stripVTControlCharacters(text.replace(/[\r\n\t]+/g, " ")).replace(DECEIVING, "\uFFFD");
 }
+
+/** Control characters, and those that turn the direction of what follows. */
+const DECEIVING = /[\p{Cc}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/gu;
 
 const BARE = Object.fromEntries(
   ["top", "top-mid", "top-left", "top-right", "bottom", "bottom-mid", "bottom-left", "bottom-right", "left", "left-mid"]

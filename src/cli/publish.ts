@@ -1,7 +1,9 @@
-import { create, fromJson, type JsonValue, type MessageInitShape } from "@bufbuild/protobuf";
+import { create, fromJson, type JsonValue, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
 import { timestampNow } from "@bufbuild/protobuf/wkt";
 import { Code } from "@connectrpc/connect";
 import type { Command } from "commander";
+import { RetryInfoSchema } from "../../gen/google/rpc/error_details_pb.ts";
+import type { Status } from "../../gen/google/rpc/status_pb.ts";
 import { type Event, EventSchema, EventType, EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import {
   type PublishResponse,
@@ -10,8 +12,9 @@ import {
 } from "../../gen/nuncio/v1/event_service_pb.ts";
 import { UserStatus, UserStatusSchema } from "../../gen/nuncio/v1/user_pb.ts";
 import { CliError, EXIT } from "./exit-codes.ts";
+import { harmless } from "./output.ts";
 import { readText, type Session, withSession } from "./session.ts";
-import { parseJson, wordParser, wordsOf } from "./words.ts";
+import { wordParser, wordsOf } from "./words.ts";
 
 type PublishOptions = {
   readonly file?: string;
@@ -27,6 +30,8 @@ type PublishOptions = {
 };
 
 const BATCH = 100;
+/** Below the 4 MiB that a server takes unless it is told otherwise. */
+const BATCH_BYTES = 3 * 1024 * 1024;
 
 export function addPublish(program: Command): void {
   program
@@ -99,22 +104,55 @@ function toEvent(
   };
 }
 
-/** Refused events are shown and the others go on; each is numbered as it stands in the file. */
+/**
+ * Refused events are shown and the others go on; each is numbered as it stands in the file. What could not be asked is not
+ * asked again here: with ids of their own the whole file can be.
+ */
 async function publishFile(session: Session, file: string): Promise<void> {
   const { out, nuncio } = session;
   const events = readEvents(readText(file), session.tenantIdOrNone);
-  let refused = 0;
-  for (let i = 0; i < events.length; i += BATCH) {
-    const { results } = await nuncio.events.batchPublish({ events: events.slice(i, i + BATCH) });
+  const refused = { forGood: 0, forNow: 0 };
+  let asked = 0;
+  for (const batch of batchesOf(events)) {
+    const { results } = await nuncio.events.batchPublish({ events: batch }).catch((error: unknown) => {
+      out.note(asked === 0 ? "Nothing was published." : `Events 1–${asked} were published, or refused as shown.`);
+      throw error;
+    });
     for (const [j, result] of results.entries()) {
       const { case: kind, value } = result.result;
-      if (kind === "failure") refused += 1;
+      if (kind === "failure") refused[isForNow(value) ? "forNow" : "forGood"] += 1;
       if (out.isJson) out.message(PublishResultSchema, result);
       else if (kind === "success") out.say(describe(value));
-      else out.say(`event ${i + j + 1}: ${Code[value?.code ?? 0] ?? ""} ${value?.message ?? ""}`);
+      else out.say(`event ${asked + j + 1}: ${Code[value?.code ?? 0] ?? ""} ${harmless(value?.message ?? "")}`);
     }
+    asked += batch.length;
   }
-  if (refused > 0) throw new CliError(EXIT.refused, `${refused} of ${events.length} events were refused.`);
+  const count = refused.forGood + refused.forNow;
+  if (count === 0) return;
+  const exitCode = refused.forGood === 0 ? EXIT.unavailable : EXIT.refused;
+  const later = refused.forNow === 0 ? "" : ` ${refused.forNow} of them may be accepted later: publish the file again.`;
+  throw new CliError(exitCode, `${count} of ${events.length} events were refused.${later}`);
+}
+
+/** One that says how long to wait. */
+function isForNow(failure: Status | undefined): boolean {
+  return failure?.details.some(({ typeUrl }) => typeUrl.endsWith(`/${RetryInfoSchema.typeName}`)) ?? false;
+}
+
+/** As many as a request may hold, in number and in bytes. */
+function* batchesOf(events: readonly Event[]): Generator<Event[]> {
+  let batch: Event[] = [];
+  let bytes = 0;
+  for (const event of events) {
+    const size = toBinary(EventSchema, event).length;
+    if (batch.length === BATCH || (batch.length > 0 && bytes + size > BATCH_BYTES)) {
+      yield batch;
+      [batch, bytes] = [[], 0];
+    }
+    batch.push(event);
+    bytes += size;
+  }
+  if (batch.length > 0) yield batch;
 }
 
 /** One object, a list, or one object a line. */
@@ -131,6 +169,14 @@ function readEvents(text: string, tenantId: string | undefined): Event[] {
       throw new CliError(EXIT.usage, `event ${i + 1}: ${(cause as Error).message}`, { cause });
     }
   });
+}
+
+function parseJson(text: string, where: string): JsonValue {
+  try {
+    return JSON.parse(text) as JsonValue;
+  } catch (cause) {
+    throw new CliError(EXIT.usage, `${where} is not JSON: ${(cause as Error).message}`, { cause });
+  }
 }
 
 function describe({ eventId, duplicate, deliveries }: PublishResponse): string {

@@ -1,12 +1,13 @@
 import { randomUUID } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Timestamp, timestampDate, timestampMs } from "@bufbuild/protobuf/wkt";
+import { ConnectError } from "@connectrpc/connect";
 import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
 import { type DeliveryState, DeliveryStateSchema } from "../../gen/nuncio/v1/delivery_pb.ts";
 import { type EventType, EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import { type Redrive, RedriveSchema, RedriveState } from "../../gen/nuncio/v1/redrive_pb.ts";
-import { CliError, EXIT } from "./exit-codes.ts";
+import { CliError, EXIT, mayComeGood } from "./exit-codes.ts";
 import type { Output } from "./output.ts";
 import { type Session, untilInterrupted, withSession } from "./session.ts";
 import { collecting, parseTime, wordParser, wordsOf } from "./words.ts";
@@ -38,7 +39,11 @@ export function addRedrive(program: Command): void {
         "letter, and what the subscription missed while it was disabled or not there. Ctrl-C leaves the job running.",
     )
     .option("--subscription <id>")
-    .option("--after <time>", "events accepted since, such as 12h (ago) or 2026-03-01T04:00:00Z", parseTime)
+    .option(
+      "--after <time>",
+      "events accepted since, such as 12h (ago) or 2026-03-01T04:00:00Z (default: all that are kept)",
+      parseTime,
+    )
     .option("--before <time>", "events accepted before (default: now)", parseTime)
     .option(
       "--state <states>",
@@ -57,6 +62,9 @@ export function addRedrive(program: Command): void {
 
 async function redrive(session: Session, options: RedriveOptions): Promise<void> {
   const { out, nuncio, tenantId } = session;
+  const ways = [options.subscription, options.follow, options.cancel].filter((way) => way !== undefined);
+  if (ways.length !== 1)
+    throw new CliError(EXIT.usage, "Say one of --subscription <id>, --follow <id>, --cancel <id>.");
   if (options.cancel !== undefined) {
     const { redrive: cancelled } = await nuncio.deliveries.cancelRedrive({ tenantId, id: options.cancel });
     return tell(out, cancelled as Redrive);
@@ -67,14 +75,11 @@ async function redrive(session: Session, options: RedriveOptions): Promise<void>
 }
 
 async function start({ nuncio, tenantId }: Session, options: RedriveOptions): Promise<Redrive> {
-  if (options.subscription === undefined) {
-    throw new CliError(EXIT.usage, "Say --subscription <id>; or --follow <id> for a redrive that runs already.");
-  }
   const { redrive: job } = await nuncio.deliveries.createRedrive({
     tenantId,
     requestId: options.requestId ?? randomUUID(),
     redrive: {
-      subscriptionId: options.subscription,
+      subscriptionId: options.subscription ?? "",
       states: options.state ?? [],
       eventTypes: options.type ?? [],
       includeMissed: options.includeMissed ?? false,
@@ -86,8 +91,8 @@ async function start({ nuncio, tenantId }: Session, options: RedriveOptions): Pr
   return job as Redrive;
 }
 
-async function find({ nuncio, tenantId }: Session, id: string): Promise<Redrive> {
-  return (await nuncio.deliveries.getRedrive({ tenantId, id })).redrive as Redrive;
+async function find({ nuncio, tenantId }: Session, id: string, signal?: AbortSignal): Promise<Redrive> {
+  return (await nuncio.deliveries.getRedrive({ tenantId, id }, signal ? { signal } : {})).redrive as Redrive;
 }
 
 async function follow(session: Session, first: Redrive): Promise<void> {
@@ -103,21 +108,33 @@ async function follow(session: Session, first: Redrive): Promise<void> {
     },
     Presets.shades_classic,
   );
-  if (!out.isJson) {
-    out.note(`${first.id} (Ctrl-C leaves it running)`);
-    bar.start(WHOLE, 0, countsOf(first));
-  }
+  out.note(`${first.id} (Ctrl-C leaves it running)`);
+  if (!out.isJson) bar.start(WHOLE, 0, countsOf(first));
   let job = first;
-  const from = first.createTimeAfter ?? first.scannedUntilTime;
-  while (job.state === RedriveState.RUNNING && !stop.aborted) {
-    await delay(POLL_MS, undefined, { signal: stop }).catch(() => undefined);
-    job = await find(session, first.id);
-    bar.update(partDone(job, from), countsOf(job));
+  let from = first.createTimeAfter;
+  try {
+    while (job.state === RedriveState.RUNNING && !stop.aborted) {
+      await delay(POLL_MS, undefined, { signal: stop }).catch(() => undefined);
+      job = await whileItRuns(() => find(session, first.id, stop), job);
+      from ??= job.scannedUntilTime;
+      bar.update(partDone(job, from), countsOf(job));
+    }
+    if (job.state === RedriveState.SUCCEEDED) bar.update(WHOLE, countsOf(job));
+  } finally {
+    bar.stop();
   }
-  if (job.state === RedriveState.SUCCEEDED) bar.update(WHOLE, countsOf(job));
-  bar.stop();
   tell(out, job);
   if (job.state === RedriveState.CANCELLED) throw new CliError(EXIT.no, "It was cancelled.");
+}
+
+/** The job goes on whether or not a server can be asked about it just now. */
+async function whileItRuns(ask: () => Promise<Redrive>, last: Redrive): Promise<Redrive> {
+  try {
+    return await ask();
+  } catch (error) {
+    if (error instanceof ConnectError && mayComeGood(error)) return last;
+    throw error;
+  }
 }
 
 /** In thousandths of its range of time; from where it begins if nobody said since when. */

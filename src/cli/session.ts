@@ -13,8 +13,18 @@ type GlobalOptions = {
   readonly json?: boolean;
 };
 
-/** What `npm start` keeps for whoever is on the same machine. */
-const KEPT_KEY = join(".nuncio", "operator-key");
+/** What `npm start` made for itself under this name in the project's folder; undefined if nothing. */
+export function readKept(name: string): string | undefined {
+  const path = join(".nuncio", name);
+  return existsSync(path) ? readFileSync(path, "utf8").trim() : undefined;
+}
+
+/** `host:port`, or an http or https URL. */
+export function checkAddress(address: string): string {
+  const url = address.includes("://") ? address : `http://${address}`;
+  if (URL.canParse(url) && /^https?:$/.test(new URL(url).protocol)) return address;
+  throw new CliError(EXIT.usage, `--address ${address} is neither host:port nor a URL.`);
+}
 
 /** One run of one command: where it goes, as whom, and how it shows what it gets. Nothing is sent before a call. */
 export class Session {
@@ -23,7 +33,9 @@ export class Session {
   #nuncio: Nuncio | undefined;
 
   constructor(command: Command) {
-    this.#options = command.optsWithGlobals<GlobalOptions>();
+    const options = command.optsWithGlobals<GlobalOptions>();
+    const isGiven = command.getOptionValueSourceWithGlobals("address") !== "default";
+    this.#options = { ...options, address: isGiven ? options.address : process.env.NUNCIO_LISTEN || options.address };
     this.out = new Output(this.#options.json === true);
   }
 
@@ -32,8 +44,17 @@ export class Session {
   }
 
   get nuncio(): Nuncio {
-    this.#nuncio ??= connectToNuncio(this.#options.address, findKey(this.#options));
+    this.#nuncio ??= connectToNuncio(checkAddress(this.#options.address), findKey(this.#options));
     return this.#nuncio;
+  }
+
+  /** The credential that calls would carry; undefined where there is none. */
+  get key(): string | undefined {
+    try {
+      return findKey(this.#options);
+    } catch {
+      return undefined;
+    }
   }
 
   get tenantId(): string {
@@ -68,10 +89,13 @@ export function withSession<Args extends unknown[]>(
 
 /** Not from the command line, where every user of the machine could read it. */
 function findKey({ keyFile }: GlobalOptions): string {
-  if (keyFile !== undefined) return readText(keyFile);
-  const key = process.env.NUNCIO_KEY || process.env.NUNCIO_BOOTSTRAP_OPERATOR_KEY;
+  const given = process.env.NUNCIO_KEY || process.env.NUNCIO_BOOTSTRAP_OPERATOR_KEY;
+  const key = keyFile === undefined ? given || readKept("operator-key") : readText(keyFile);
+  // Checked here, since an error about the header that it does not fit into would quote it.
+  if (key && !/^[\x21-\x7e]+$/.test(key)) {
+    throw new CliError(EXIT.credential, "The key is not one line of printable ASCII without spaces.");
+  }
   if (key) return key;
-  if (existsSync(KEPT_KEY)) return readText(KEPT_KEY);
   throw new CliError(
     EXIT.credential,
     "No key: set NUNCIO_KEY, or say --key-file <file>, or run this where `npm start` keeps one (.nuncio/operator-key).",

@@ -1,10 +1,11 @@
 import { create, type MessageInitShape } from "@bufbuild/protobuf";
-import type { Duration } from "@bufbuild/protobuf/wkt";
+import { type Duration, durationMs } from "@bufbuild/protobuf/wkt";
 import { type Command, InvalidArgumentError } from "commander";
 import { AttemptOutcome, type DeliveryAttempt, DeliveryAttemptSchema } from "../../gen/nuncio/v1/delivery_pb.ts";
 import { EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import {
   ContentTypeSchema,
+  type RetryPolicy,
   SubscriptionOrderingSchema,
   SubscriptionStateSchema,
   type WebhookSubscription,
@@ -17,7 +18,7 @@ import {
 import { ATTEMPT_HEAD, attemptRow } from "./deliveries.ts";
 import { CliError, EXIT } from "./exit-codes.ts";
 import { pagesOf } from "./paging.ts";
-import { type Session, withSession } from "./session.ts";
+import { readText, type Session, withSession } from "./session.ts";
 import { collecting, formatTime, parseLength, parseWholeNumber, toWord, wordParser, wordsOf } from "./words.ts";
 
 export function addSubscriptions(program: Command): void {
@@ -44,8 +45,8 @@ export function addSubscriptions(program: Command): void {
   )
     .option("--url <url>")
     .option(
-      "--unset <fields...>",
-      `take back: ${Object.keys(UNSETTABLE).join(", ")}`,
+      "--unset <fields>",
+      `take back, apart by commas: ${Object.keys(UNSETTABLE).join(", ")}`,
       collecting((name) => {
         const path = UNSETTABLE[name];
         if (path === undefined)
@@ -89,7 +90,7 @@ type Settings = {
   readonly description?: string;
   readonly ordering?: WebhookSubscription["ordering"];
   readonly contentType?: WebhookSubscription["contentType"];
-  readonly header?: readonly [string, string][];
+  readonly headerFile?: string;
   readonly rate?: number;
   readonly maxInFlight?: number;
   readonly retry?: Duration[];
@@ -111,9 +112,8 @@ function withSettings(command: Command): Command {
     )
     .option("--content-type <type>", wordsOf(ContentTypeSchema).join(", "), wordParser(ContentTypeSchema))
     .option(
-      "--header <name:value>",
-      "added to each request; may be given several times",
-      (text: string, before: unknown) => [...((before as [string, string][] | undefined) ?? []), parseHeader(text)],
+      "--header-file <file>",
+      "headers for each request, one `name: value` a line; in `update` they replace all (default: none)",
     )
     .option("--rate <requests>", "requests a second, over all workers", parseWholeNumber)
     .option("--max-in-flight <requests>", "requests at once", parseWholeNumber)
@@ -133,13 +133,13 @@ function toFields(settings: Settings): {
   message: MessageInitShape<typeof WebhookSubscriptionSchema>;
   paths: string[];
 } {
-  const { type, description, ordering, contentType, header, rate, maxInFlight, retry } = settings;
+  const { type, description, ordering, contentType, headerFile, rate, maxInFlight, retry } = settings;
   const fields: Readonly<Record<string, MessageInitShape<typeof WebhookSubscriptionSchema> | undefined>> = {
     event_types: type && { eventTypes: type },
     description: description === undefined ? undefined : { description },
     ordering: ordering === undefined ? undefined : { ordering },
     content_type: contentType === undefined ? undefined : { contentType },
-    headers: header && { headers: Object.fromEntries(header) },
+    headers: headerFile === undefined ? undefined : { headers: readHeaders(headerFile) },
     rate_limit: rate === undefined ? undefined : { rateLimit: { requestsPerSecond: rate } },
     max_in_flight: maxInFlight === undefined ? undefined : { maxInFlight },
     retry_policy: retry && { retryPolicy: { schedule: retry } },
@@ -150,7 +150,7 @@ function toFields(settings: Settings): {
 
 async function list(session: Session): Promise<void> {
   const { out, nuncio, tenantId } = session;
-  const subscriptions = await pagesOf(Number.POSITIVE_INFINITY, async (page) => {
+  const { items: subscriptions } = await pagesOf(Number.POSITIVE_INFINITY, async (page) => {
     const response = await nuncio.subscriptions.listWebhookSubscriptions({ tenantId, ...page });
     return { items: response.webhookSubscriptions, nextPageToken: response.nextPageToken };
   });
@@ -276,7 +276,7 @@ function show({ out }: Session, subscription: WebhookSubscription | undefined): 
     headers: Object.keys(headers).join(", "),
     rate: rateLimit === undefined ? "" : `${rateLimit.requestsPerSecond}/s`,
     "max in flight": maxInFlight === undefined ? "" : String(maxInFlight),
-    "retries after": retryPolicy?.schedule.map(({ seconds }) => `${seconds}s`).join(", ") ?? "",
+    "retries after": describeSchedule(retryPolicy),
     "failures in a row": subscription.consecutiveFailures === 0 ? "" : String(subscription.consecutiveFailures),
     "last success": formatTime(subscription.lastSuccessTime),
     "last failure": subscription.lastFailure
@@ -301,8 +301,21 @@ function typesOf({ eventTypes }: WebhookSubscription): string {
   return eventTypes.length === 0 ? "all" : eventTypes.map((type) => toWord(EventTypeSchema, type)).join(", ");
 }
 
-function parseHeader(text: string): [string, string] {
-  const colon = text.indexOf(":");
-  if (colon < 1) throw new InvalidArgumentError("Expected name:value.");
-  return [text.slice(0, colon).trim(), text.slice(colon + 1).trim()];
+/** Empty where the operator's schedule holds. */
+function describeSchedule(policy: RetryPolicy | undefined): string {
+  if (policy === undefined) return "";
+  return policy.schedule.map((pause) => `${durationMs(pause) / 1_000}s`).join(", ") || "never";
+}
+
+/** From a file and not from the command line: their values are credentials as a rule. */
+function readHeaders(file: string): Record<string, string> {
+  const headers: Record<string, string> = {};
+  for (const line of readText(file)
+    .split(/\r?\n/)
+    .filter((text) => text.trim() !== "")) {
+    const colon = line.indexOf(":");
+    if (colon < 1) throw new CliError(EXIT.usage, `${file}: each line is name: value.`);
+    headers[line.slice(0, colon).trim()] = line.slice(colon + 1).trim();
+  }
+  return headers;
 }

@@ -33,6 +33,9 @@ export function addVerify(program: Command): void {
 }
 
 function verify(out: Output, options: VerifyOptions): void {
+  if (options.body === "-" && options.headers === "-") {
+    throw new CliError(EXIT.usage, "Standard input is the body or the headers, not both.");
+  }
   const lines = [
     ...(options.header ?? []),
     ...(options.headers === undefined ? [] : readText(options.headers).split(/\r?\n/)),
@@ -44,6 +47,8 @@ function verify(out: Output, options: VerifyOptions): void {
     else out.say(describeVerdict(verdict));
   }
   const failed = verdicts.filter(({ fault }) => fault !== undefined).length;
+  if (verdicts.some(({ fault }) => fault === "TIMESTAMP_TOO_OLD"))
+    out.note("Of a request that was kept: --ignore-time.");
   if (failed > 0) throw new CliError(EXIT.no, `${failed} of ${verdicts.length} signatures failed.`);
 }
 
@@ -62,6 +67,9 @@ function readHeaders(lines: readonly string[]): Record<string, string> {
   return headers;
 }
 
+/** What the libraries take: `whsec_` and the base64 of 24–64 bytes. Ours have 32. */
+const SECRET_PATTERN = new RegExp(`^${SIGNING_SECRET_PREFIX}[A-Za-z0-9+/]{32,86}={0,2}$`);
+
 /** Not from the command line, where every user of the machine could read them. */
 function readSecrets({ secretFile }: VerifyOptions): Secret[] {
   const text = secretFile === undefined ? (process.env.NUNCIO_SIGNING_SECRET ?? "") : readText(secretFile);
@@ -69,7 +77,7 @@ function readSecrets({ secretFile }: VerifyOptions): Secret[] {
   if (secrets.length === 0) {
     throw new CliError(EXIT.usage, "Which secret? Set NUNCIO_SIGNING_SECRET, or say --secret-file <file>.");
   }
-  if (secrets.some((secret) => !secret.startsWith(SIGNING_SECRET_PREFIX))) {
+  if (secrets.some((secret) => !SECRET_PATTERN.test(secret))) {
     throw new CliError(
       EXIT.usage,
       `A signing secret begins with ${SIGNING_SECRET_PREFIX}: give it whole, as it was printed.`,

@@ -1,5 +1,12 @@
-import { type DescEnum, fromJson, type JsonValue } from "@bufbuild/protobuf";
-import { type Duration, DurationSchema, type Timestamp, TimestampSchema, timestampDate } from "@bufbuild/protobuf/wkt";
+import type { DescEnum } from "@bufbuild/protobuf";
+import {
+  type Duration,
+  durationFromMs,
+  durationMs,
+  type Timestamp,
+  timestampDate,
+  timestampFromMs,
+} from "@bufbuild/protobuf/wkt";
 import { InvalidArgumentError } from "commander";
 import { EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import { parseDuration } from "../core/schedule.ts";
@@ -31,33 +38,31 @@ export function collecting<T>(parse: (word: string) => T): (text: string, before
   return (text, before) => [...(before ?? []), ...text.split(",").map((word) => parse(word.trim()))];
 }
 
-/** `90m` is that long ago; anything else RFC 3339. */
+/** RFC 3339, or a date alone, which begins in UTC. Not what `Date.parse` takes beside: to it "12" is a month. */
+const TIME_PATTERN = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d(\.\d{1,9})?)?(Z|[+-]\d\d:\d\d))?$/;
+const LONGEST_MS = 3_650 * 86_400_000;
+
+/** `90m` is that long ago; anything else a time with its zone. */
 export function parseTime(text: string): Timestamp {
   const ago = parseDuration(text);
-  const ms = ago === undefined ? Date.parse(text) : Date.now() - ago;
-  if (Number.isNaN(ms))
+  const ms = ago === undefined ? (TIME_PATTERN.test(text) ? Date.parse(text) : Number.NaN) : Date.now() - ago;
+  if (!(ms >= 0) || (ago ?? 0) > LONGEST_MS) {
     throw new InvalidArgumentError("Expected how long ago (90m, 2d) or a time (2026-03-01T04:00:00Z).");
-  return fromJson(TimestampSchema, new Date(ms).toISOString());
+  }
+  return timestampFromMs(ms);
 }
 
 /** `90s`, `24h`. */
 export function parseLength(text: string): Duration {
   const ms = parseDuration(text);
-  if (ms === undefined) throw new InvalidArgumentError("Expected a duration such as 90s, 5m, 24h, 7d.");
-  return fromJson(DurationSchema, `${ms / 1000}s`);
+  if (ms === undefined || ms > LONGEST_MS)
+    throw new InvalidArgumentError("Expected a duration such as 90s, 5m, 24h, 7d.");
+  return durationFromMs(ms);
 }
 
 export function parseWholeNumber(text: string): number {
   if (!/^\d{1,9}$/.test(text)) throw new InvalidArgumentError("Expected a whole number.");
   return Number(text);
-}
-
-export function parseJson(text: string, where: string): JsonValue {
-  try {
-    return JSON.parse(text) as JsonValue;
-  } catch (cause) {
-    throw new InvalidArgumentError(`${where} is not JSON: ${(cause as Error).message}`);
-  }
 }
 
 /** To the second, in UTC: what is compared with logs. */
@@ -71,5 +76,5 @@ export function formatTime(time: Timestamp | undefined): string {
 
 export function formatDuration(duration: Duration | undefined): string {
   if (duration === undefined) return "";
-  return `${Math.round(Number(duration.seconds) * 1000 + duration.nanos / 1e6)} ms`;
+  return `${Math.round(durationMs(duration))} ms`;
 }

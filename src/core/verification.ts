@@ -57,14 +57,14 @@ function verifyStandard(request: ReceivedRequest, secrets: readonly Secret[], no
       `${header} holds no v1 signature: expected v1,<base64>, several apart by a space`,
     );
   }
-  const timestamp = Number(headers["webhook-timestamp"]);
-  const untimely = judgeTime(timestamp, nowSeconds);
-  if (untimely !== undefined) return verdict(untimely.fault, `webhook-timestamp ${untimely.explanation}`);
+  const timestamp = toSeconds(headers["webhook-timestamp"]);
+  if (timestamp === undefined) return verdict("HEADER_MALFORMED", `webhook-timestamp ${NO_TIME}`);
   const sign = (bytes: Buffer) => {
     const content: SignedContent = { id: headers["webhook-id"] ?? "", timestamp, body: bytes };
     return secrets.map((secret) => signStandard([toSigningKey(secret)], content));
   };
-  return judgeMatch(verdict, signatures, body, sign);
+  const match = judgeMatch(verdict, signatures, body, sign);
+  return withTime(match, verdict, judgeTime("webhook-timestamp", timestamp, nowSeconds));
 }
 
 function verifyIdentity(request: ReceivedRequest, secrets: readonly Secret[], nowSeconds: number | undefined): Verdict {
@@ -79,15 +79,15 @@ function verifyIdentity(request: ReceivedRequest, secrets: readonly Secret[], no
   if (time === undefined || signatures.length === 0) {
     return verdict("HEADER_MALFORMED", `${header} is not t=<seconds>,v1=<hex>`);
   }
-  const timestamp = Number(time);
-  const untimely = judgeTime(timestamp, nowSeconds);
-  if (untimely !== undefined) return verdict(untimely.fault, `its t ${untimely.explanation}`);
+  const timestamp = toSeconds(time);
+  if (timestamp === undefined) return verdict("HEADER_MALFORMED", `its t ${NO_TIME}`);
   const sign = (bytes: Buffer) =>
     secrets.map((secret) => {
       const signed = signIdentity([toSigningKey(secret)], { id: "", timestamp, body: bytes });
       return signed.slice(signed.indexOf("v1="));
     });
-  return judgeMatch(verdict, signatures, body, sign);
+  const match = judgeMatch(verdict, signatures, body, sign);
+  return withTime(match, verdict, judgeTime("its t", timestamp, nowSeconds));
 }
 
 type MakeVerdict = (fault: VerificationFault | undefined, explanation: string) => Verdict;
@@ -96,29 +96,34 @@ function verdictOf(scheme: Scheme, header: string): MakeVerdict {
   return (fault, explanation) => ({ scheme, header, fault, explanation });
 }
 
-function judgeTime(
-  timestamp: number,
-  nowSeconds: number | undefined,
-): { fault: VerificationFault; explanation: string } | undefined {
-  if (!Number.isInteger(timestamp) || timestamp <= 0) {
-    return { fault: "HEADER_MALFORMED", explanation: "is not a time in whole seconds since 1970" };
-  }
+const NO_TIME = "is not a time in whole seconds since 1970";
+
+function toSeconds(text: string | undefined): number | undefined {
+  return text !== undefined && /^[1-9]\d{0,11}$/.test(text) ? Number(text) : undefined;
+}
+
+type Untimely = { readonly fault: VerificationFault; readonly explanation: string };
+
+function judgeTime(what: string, timestamp: number, nowSeconds: number | undefined): Untimely | undefined {
   if (nowSeconds === undefined) return undefined;
   const age = nowSeconds - timestamp;
   const tolerance = `receivers take ${TOLERANCE_SECONDS} s`;
   if (age > TOLERANCE_SECONDS) {
-    return {
-      fault: "TIMESTAMP_TOO_OLD",
-      explanation: `is ${Math.round(age)} s old, ${tolerance}: a kept request, or a clock that is wrong`,
-    };
+    const explanation = `${what} is ${Math.round(age)} s old, ${tolerance}: a kept request, or a clock that is wrong`;
+    return { fault: "TIMESTAMP_TOO_OLD", explanation };
   }
   if (age < -TOLERANCE_SECONDS) {
-    return {
-      fault: "TIMESTAMP_IN_FUTURE",
-      explanation: `lies ${Math.round(-age)} s ahead, ${tolerance}: the clock here is slow, or that of Postgres fast`,
-    };
+    const explanation = `${what} lies ${Math.round(-age)} s ahead, ${tolerance}: the clock here is slow, or that of Postgres fast`;
+    return { fault: "TIMESTAMP_IN_FUTURE", explanation };
   }
   return undefined;
+}
+
+/** The time first, as a library would say it; and what it would have said of the signature, which is worth more here. */
+function withTime(match: Verdict, verdict: MakeVerdict, untimely: Untimely | undefined): Verdict {
+  if (untimely === undefined) return match;
+  const beside = match.fault === undefined ? `apart from that ${match.explanation}` : `and ${match.explanation}`;
+  return verdict(untimely.fault, `${untimely.explanation}; ${beside}`);
 }
 
 function judgeMatch(
@@ -162,11 +167,11 @@ const CHANGES: readonly { undo: (body: Buffer) => Buffer | undefined; explanatio
   },
   {
     undo: (body) => Buffer.from(body.toString("latin1"), "utf8"),
-    explanation: "the body was read as Latin-1: verify bytes, not text",
+    explanation: "the body was written as Latin-1: verify bytes, not text",
   },
   {
     undo: (body) => Buffer.from(body.toString("utf8"), "latin1"),
-    explanation: "the body was written as UTF-8 twice: verify bytes, not text",
+    explanation: "the body was read as Latin-1 and written as UTF-8: verify bytes, not text",
   },
 ];
 

@@ -1,4 +1,4 @@
-import { formatDeliveryId } from "../core/ids.ts";
+import { type DeliveryId, formatDeliveryId } from "../core/ids.ts";
 import { parseRetryAfter } from "../core/retry-after.ts";
 import { decide } from "../core/retry-policy.ts";
 import type { ClaimedDelivery } from "../store/outbox/claim.ts";
@@ -20,7 +20,7 @@ export type StartAttempt = (
   parent: string | null,
   attributes: Readonly<Record<string, string | number>>,
 ) => {
-  readonly traceparent: string;
+  readonly traceparent: string | undefined;
   end(fault: string | undefined, attributes: Readonly<Record<string, string | number>>): void;
 };
 
@@ -43,14 +43,31 @@ export async function deliver(
   target: ReadyTarget,
   timeoutMs: number,
 ): Promise<Attempted> {
+  const deliveryId = formatDeliveryId(delivery.eventKey, target.subscriptionUuid);
+  const { event, attempt: number } = delivery;
+  const ids = { "nuncio.delivery_id": deliveryId, "nuncio.event_id": event.id, "nuncio.attempt": number };
+  const span = deps.startAttempt?.(event.traceparent, ids);
+  try {
+    const traceparent = span?.traceparent ?? event.traceparent;
+    const attempted = await attempt(deps, delivery, target, { deliveryId, traceparent, timeoutMs });
+    const { kind, httpStatus } = attempted.record.outcome;
+    const status = httpStatus === undefined ? {} : { "http.response.status_code": httpStatus };
+    span?.end(kind === "delivered" ? undefined : kind, status);
+    return attempted;
+  } catch (error) {
+    span?.end("internal", {});
+    throw error;
+  }
+}
+
+async function attempt(
+  deps: DeliverDependencies,
+  delivery: Sendable,
+  target: ReadyTarget,
+  { deliveryId, traceparent, timeoutMs }: { deliveryId: DeliveryId; traceparent: string | null; timeoutMs: number },
+): Promise<Attempted> {
   const startedAtMs = databaseTimeMs(deps, delivery);
   const body = Buffer.from(delivery.event.body);
-  const deliveryId = formatDeliveryId(delivery.eventKey, target.subscriptionUuid);
-  const span = deps.startAttempt?.(delivery.event.traceparent, {
-    "nuncio.delivery_id": deliveryId,
-    "nuncio.event_id": delivery.event.id,
-    "nuncio.attempt": delivery.attempt,
-  });
   const headers = toRequestHeaders(keysAt(target, startedAtMs), {
     eventId: delivery.event.id,
     deliveryId,
@@ -58,7 +75,7 @@ export async function deliver(
     redrive: delivery.redrive,
     timestamp: Math.floor(startedAtMs / 1000),
     body,
-    traceparent: span?.traceparent ?? delivery.event.traceparent,
+    traceparent,
     contentType: target.contentType,
     headers: target.headers,
   });
@@ -70,10 +87,6 @@ export async function deliver(
     body,
     timeoutMs,
     maxResponseBytes,
-  });
-
-  span?.end(outcome.kind === "delivered" ? undefined : outcome.kind, {
-    ...(outcome.httpStatus === undefined ? {} : { "http.response.status_code": outcome.httpStatus }),
   });
 
   const endedAtMs = databaseTimeMs(deps, delivery);

@@ -46,10 +46,11 @@ const PAGE = 1_000;
 const MOST_COUNTED = 100_000;
 const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
-/** How much later than its due time a row may commit without being passed over by a look that is not whole. */
-const LATE_COMMIT_MS = 1_000;
-/** There is a look at the whole outbox this often, whatever it takes. */
+/** How much later than its due time a row may commit without being passed over by a look that is not whole: the time limit of statements. */
+const LATE_COMMIT_MS = 5_000;
+/** There is a look at the whole outbox this often, whatever it takes; and one at what has come due lately. */
 const LONGEST_WITHOUT_WHOLE_LOOK_MS = 30_000;
+const LONGEST_WITHOUT_LOOK_MS = 5_000;
 /** Where the index takes longer than this, it is full of what has ended, and the rows themselves are read for a while. */
 const SLOW_INDEX_MS = 500;
 const INDEX_AGAIN_MS = 300_000;
@@ -70,6 +71,8 @@ export class LaneKeeper {
   #lookedAtMs = Number.NEGATIVE_INFINITY;
   /** When the next look has to be a whole one. */
   #wholeAtMs = Number.NEGATIVE_INFINITY;
+  /** When there may be another look that is not. */
+  #partialAtMs = Number.NEGATIVE_INFINITY;
   /** When a whole look may go by the index again. */
   #indexAtMs = Number.NEGATIVE_INFINITY;
 
@@ -88,7 +91,7 @@ export class LaneKeeper {
   /** Finds out what has to be known before lanes are picked; at once if nothing is missing. */
   prepare(): Promise<void> | undefined {
     // A heartbeat that hangs: by now the others have taken our lanes over.
-    if (this.#options.nowMs() - this.#beatenAtMs > HEARTBEAT_LIFE_MS) this.lanes.setWorkers([], this.#options.nowMs());
+    if (this.isSilent) this.lanes.setWorkers([], this.#options.nowMs());
     if (!this.#mustPrepare && !this.#preparing) return undefined;
     this.#preparing ??= this.#prepare().finally(() => {
       this.#preparing = undefined;
@@ -137,20 +140,22 @@ export class LaneKeeper {
    *
    * As a rule each look is a whole one. Where that takes long, because there are thousands of lanes or because a transaction
    * elsewhere keeps Postgres from clearing away what has ended, the looks between see only what has come due since the one
-   * before.
+   * before, and where those take long too there are fewer.
    */
   async look(signal: AbortSignal): Promise<{ lanes: number; orphaned: number[] }> {
     const { nowMs } = this.#options;
     const beganAtMs = nowMs();
-    const isWhole = beganAtMs >= this.#wholeAtMs;
     this.lanes.forgetIdle(beganAtMs);
+    // Without a look that succeeded there is nothing since which to look.
+    const isWhole = beganAtMs >= this.#wholeAtMs || this.#lookedAtMs === Number.NEGATIVE_INFINITY;
+    if (!isWhole && beganAtMs < this.#partialAtMs) return { lanes: 0, orphaned: [] };
     const orphaned: number[] = [];
     let lanes = 0;
     let seen: LaneSighting[];
     let after = 0;
     try {
       do {
-        seen = await this.#see(after, isWhole, beganAtMs);
+        seen = isWhole ? await this.#seeWhole(after) : await this.#seeSince(after);
         for (const sighting of seen) {
           if (sighting.deleted) orphaned.push(sighting.lane);
           else this.lanes.sight(sighting, nowMs());
@@ -162,30 +167,52 @@ export class LaneKeeper {
     } finally {
       const pauseMs = restAfter(nowMs() - beganAtMs);
       if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_WHOLE_LOOK_MS);
+      else this.#partialAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_LOOK_MS);
     }
     this.#mustPrepare = true;
     void this.report();
     return { lanes, orphaned };
   }
 
-  /** The next page of a look. */
-  async #see(after: number, isWhole: boolean, beganAtMs: number): Promise<LaneSighting[]> {
+  #seeSince(after: number): Promise<LaneSighting[]> {
     const { sql, nowMs } = this.#options;
-    if (!isWhole) {
-      return listLanesSince(sql, { after, limit: PAGE, overdueMs: beganAtMs - this.#lookedAtMs + LATE_COMMIT_MS });
-    }
+    return listLanesSince(sql, { after, limit: PAGE, overdueMs: nowMs() - this.#lookedAtMs + LATE_COMMIT_MS });
+  }
+
+  /** By the index; while that is slow all at once by reading the table, and when that fails by the index again. */
+  async #seeWhole(after: number): Promise<LaneSighting[]> {
+    const { sql, nowMs } = this.#options;
     const askedAtMs = nowMs();
-    if (askedAtMs < this.#indexAtMs) return scanLanes(sql, { after, limit: PAGE });
-    try {
-      return await listLanes(sql, { after, limit: PAGE });
-    } finally {
-      if (nowMs() - askedAtMs > SLOW_INDEX_MS) this.#indexAtMs = nowMs() + INDEX_AGAIN_MS;
+    if (askedAtMs >= this.#indexAtMs) {
+      try {
+        return await listLanes(sql, { after, limit: PAGE });
+      } catch (error) {
+        if (nowMs() - askedAtMs <= SLOW_INDEX_MS) throw error;
+      } finally {
+        if (nowMs() - askedAtMs > SLOW_INDEX_MS) this.#indexAtMs = nowMs() + INDEX_AGAIN_MS;
+      }
     }
+    try {
+      return await scanLanes(sql, after);
+    } catch (error) {
+      this.#indexAtMs = Number.NEGATIVE_INFINITY;
+      throw error;
+    }
+  }
+
+  /** Whether others must think that this worker has gone: its heartbeats do not get through. */
+  get isSilent(): boolean {
+    return this.#options.nowMs() - this.#beatenAtMs > HEARTBEAT_LIFE_MS;
   }
 
   /** Something may have been missed, and nobody knows since when: the next look is a whole one. */
   catchUp(): void {
     this.#wholeAtMs = Number.NEGATIVE_INFINITY;
+  }
+
+  /** Something has come due somewhere: the next look does not rest. */
+  lookSoon(): void {
+    this.#partialAtMs = Number.NEGATIVE_INFINITY;
   }
 
   /** One request of the lane is over. */

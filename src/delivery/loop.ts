@@ -82,6 +82,8 @@ const NOTHING_TO_CLAIM_MS = 20;
 /** A request that begins later than this after its claim could be based on a subscription that has changed since. */
 const STALE_CLAIM_MS = 1_000;
 const FAILURE_PAUSE_MS = 250;
+const SHORTEST_JITTER = 0.75;
+const LONGEST_JITTER = 1.25;
 /** Readiness: work that stands still for longer than this is not on its way. */
 const STALL_MS = 15_000;
 /** Claims stop while this many records per slot wait for Postgres. */
@@ -106,9 +108,9 @@ class Loop implements DeliveryLoop {
   #quarantined = 0;
   readonly #draining = new AbortController();
   #healthy = false;
-  /** When a look last succeeded and a claim last was answered. */
+  /** When a look last succeeded, and since when claims that are to be made are not answered. */
   #lookedAtMs = Number.NEGATIVE_INFINITY;
-  #claimAnsweredAtMs = Number.NEGATIVE_INFINITY;
+  #claimingSinceMs: number | undefined;
   #lookAgain = false;
   #lastClaimAtMs = Number.NEGATIVE_INFINITY;
   /** Ends the wait of the claim loop, of the look loop, of the drain. */
@@ -144,6 +146,7 @@ class Loop implements DeliveryLoop {
   wake(lanes: readonly number[] | undefined): void {
     if (lanes === undefined) {
       this.#lookAgain = true;
+      this.#keeper.lookSoon();
       this.#nudgeLook();
     } else this.#keeper.wake(lanes);
     this.#nudgeClaim();
@@ -159,7 +162,7 @@ class Loop implements DeliveryLoop {
     const stalls: string[] = [];
     if (this.#lookedAtMs === Number.NEGATIVE_INFINITY) stalls.push("the outbox has not been looked at yet");
     else if (!this.#healthy) stalls.push("the last look at the outbox failed");
-    else if (now - this.#lookedAtMs > this.#deps.pollIntervalMs + STALL_MS) {
+    else if (now - this.#lookedAtMs > this.#deps.pollIntervalMs * LONGEST_JITTER + STALL_MS) {
       stalls.push(`the outbox was last looked at ${seconds(now - this.#lookedAtMs)} ago`);
     }
     if (this.#recorder.standsStillMs > STALL_MS) {
@@ -167,10 +170,9 @@ class Loop implements DeliveryLoop {
         `no attempt could be recorded for ${seconds(this.#recorder.standsStillMs)}, and ${this.#recorder.pending} wait`,
       );
     }
-    const isDue = this.#lanes.nextDueAtMs(now) < now - STALL_MS;
-    if (isDue && this.#freeSlots() > 0 && now - this.#claimAnsweredAtMs > STALL_MS) {
-      stalls.push(`deliveries are due, and the last claim was answered ${seconds(now - this.#claimAnsweredAtMs)} ago`);
-    }
+    const claimingMs = now - (this.#claimingSinceMs ?? Number.POSITIVE_INFINITY);
+    if (claimingMs > STALL_MS) stalls.push(`deliveries are due, and no claim was answered for ${seconds(claimingMs)}`);
+    if (this.#keeper.isSilent) stalls.push("no heartbeat gets through: others may take our subscriptions over");
     return stalls;
   }
 
@@ -218,10 +220,11 @@ class Loop implements DeliveryLoop {
       }
       try {
         this.#lastClaimAtMs = this.#deps.nowMs();
+        this.#claimingSinceMs ??= this.#lastClaimAtMs;
         const lease = { leaseMs: this.#deps.leaseMs, leaseToken: newLeaseToken() };
         const claimed = await claimDueDeliveries(this.#deps.sql, picks, lease);
-        this.#claimAnsweredAtMs = this.#deps.nowMs();
-        this.#lanes.claimed(picks, claimed, this.#claimAnsweredAtMs);
+        this.#claimingSinceMs = undefined;
+        this.#lanes.claimed(picks, claimed, this.#deps.nowMs());
         this.#tellLost(claimed);
         await this.#begin(claimed, this.#lastClaimAtMs);
       } catch (error) {
@@ -386,7 +389,7 @@ class Loop implements DeliveryLoop {
       }
       this.#nudgeClaim();
       if (this.#lookAgain && this.#healthy) continue;
-      const jitter = 0.75 + this.#deps.random() * 0.5;
+      const jitter = SHORTEST_JITTER + this.#deps.random() * (LONGEST_JITTER - SHORTEST_JITTER);
       await this.#wait(this.#deps.pollIntervalMs * jitter, (nudge) => {
         this.#nudgeLook = nudge;
       });
@@ -448,7 +451,7 @@ class Loop implements DeliveryLoop {
 }
 
 function seconds(ms: number): string {
-  return Number.isFinite(ms) ? `${Math.round(ms / 1_000)} s` : "never";
+  return `${Math.round(ms / 1_000)} s`;
 }
 
 /** Random, so that no crash or failover can hand the same token out twice. */

@@ -1,8 +1,17 @@
-import { ROOT_CONTEXT, type Span, SpanKind, SpanStatusCode, type Tracer, trace } from "@opentelemetry/api";
+import {
+  isSpanContextValid,
+  ROOT_CONTEXT,
+  type Span,
+  SpanKind,
+  SpanStatusCode,
+  type Tracer,
+  trace,
+} from "@opentelemetry/api";
 
-/** A piece of work in a trace. `traceparent` (W3C Trace Context) is what the next one continues. */
+/** A piece of work in a trace. */
 export type OpenSpan = {
-  readonly traceparent: string;
+  /** What the next piece continues (W3C Trace Context); undefined where there is no trace. */
+  readonly traceparent: string | undefined;
   /** `fault`: what went wrong, as a stable code; undefined if nothing did. */
   end(fault: string | undefined, attributes?: Readonly<Record<string, string | number>>): void;
 };
@@ -26,8 +35,11 @@ const ASKING = ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOI
  */
 export async function openTracing(service: "nuncio-server" | "nuncio-worker"): Promise<Tracing | undefined> {
   const { env } = process;
-  if (env.OTEL_SDK_DISABLED === "true" || !ASKING.some((name) => env[name])) return undefined;
-  env.OTEL_SERVICE_NAME ??= service;
+  const isDisabled = env.OTEL_SDK_DISABLED?.toLowerCase() === "true" || env.OTEL_TRACES_EXPORTER === "none";
+  if (isDisabled || !ASKING.some((name) => env[name])) return undefined;
+  if (!/(^|,) *service\.name=/.test(env.OTEL_RESOURCE_ATTRIBUTES ?? "")) env.OTEL_SERVICE_NAME ??= service;
+  // Not who started us, with which command line, on which host.
+  env.OTEL_NODE_RESOURCE_DETECTORS ??= "env,serviceinstance";
   // Metrics are for Prometheus, the log goes to stdout.
   env.OTEL_METRICS_EXPORTER ??= "none";
   env.OTEL_LOGS_EXPORTER ??= "none";
@@ -47,9 +59,12 @@ export function traceWith(tracer: Tracer, close: () => Promise<void>): Tracing {
 }
 
 function open(span: Span): OpenSpan {
-  const { traceId, spanId, traceFlags } = span.spanContext();
+  const context = span.spanContext();
+  const { traceId, spanId, traceFlags } = context;
   return {
-    traceparent: `00-${traceId}-${spanId}-${traceFlags.toString(16).padStart(2, "0")}`,
+    traceparent: isSpanContextValid(context)
+      ? `00-${traceId}-${spanId}-${traceFlags.toString(16).padStart(2, "0")}`
+      : undefined,
     end(fault, attributes = {}) {
       span.setAttributes(attributes);
       if (fault !== undefined) {

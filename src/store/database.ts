@@ -76,6 +76,9 @@ export function openDatabase(options: DatabaseOptions): Database {
         idle_in_transaction_session_timeout: 10_000,
         // Each statement of the hot functions has to see what was committed before it began.
         default_transaction_isolation: "read committed",
+        // Nothing here runs long enough to be worth compiling, and a plan that may not sort looks so dear to Postgres up to 17
+        // that it compiles for seconds.
+        jit: "off",
         synchronous_commit: synchronousCommit ? "on" : "off",
         ...settings,
       },

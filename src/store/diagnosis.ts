@@ -52,7 +52,9 @@ export function openDiagnosis(url: Secret): Diagnosis {
       const rows = await sql<{ role: string }[]>`
         SELECT w.role FROM unnest(${ROLES as DatabaseRole[]}::text[]) AS w (role)
         LEFT JOIN pg_roles r ON r.rolname = w.role
-        WHERE r.oid IS NULL OR NOT pg_has_role(r.oid, 'MEMBER')`;
+        -- From 16 on one may be a member of a role and not be allowed to take it on.
+        WHERE r.oid IS NULL OR NOT CASE WHEN current_setting('server_version_num')::integer >= 160000
+          THEN pg_has_role(r.oid, 'SET') ELSE pg_has_role(r.oid, 'MEMBER') END`;
       return rows.map(({ role }) => role);
     },
     clockAheadMs: async (nowMs) => {

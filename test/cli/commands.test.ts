@@ -71,12 +71,31 @@ function everyCommand(command: Command, path: string[] = []): string[][] {
 }
 
 describe("nuncio", () => {
+  it("explains itself", async () => {
+    const { code, stdout } = await runCommand(["--help"]);
+    expect(code).toBe(0);
+    for (const [name] of everyCommand(createProgram("0.0.0")).filter((path) => path.length === 1))
+      expect(stdout).toContain(name);
+    expect(stdout).toMatch(/Exit codes: 0 done/);
+    expect(await runCommand(["deliveries", "list", "--help"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/--state <states>/),
+    });
+    expect(await runCommand(["--version"])).toMatchObject({
+      code: 0,
+      stdout: expect.stringMatching(/^\d+\.\d+\.\d+\n$/),
+    });
+  });
+
   it.each(everyCommand(createProgram("0.0.0")).map((path) => [path.join(" "), path] as const))(
-    "explains itself: %s --help",
-    async (_, path) => {
-      const { code, stdout } = await runCommand([...path, "--help"]);
-      expect(code).toBe(0);
-      expect(stdout).toContain(`Usage: nuncio ${path.join(" ")}`.trim());
+    "says what it does: %s",
+    (_, path) => {
+      const command = path.reduce(
+        (found, name) => found.commands.find((sub) => sub.name() === name) as Command,
+        createProgram("0.0.0"),
+      );
+      expect(command.helpInformation()).toContain(`Usage: nuncio ${path.join(" ")}`.trim());
+      expect(`${command.description()}${command.summary()}`).not.toBe("");
     },
   );
 
@@ -97,13 +116,27 @@ describe("nuncio", () => {
       /webhook_subscription\.url: /,
     ],
     ["a credential that is wrong", ["subscriptions", "list", "--key-file", "wrong-key"], 4, /^INVALID_CREDENTIAL: /],
+    ["a time without its unit", ["deliveries", "list", "--after", "12"], 2, /Expected how long ago/],
+    ["a duration beyond all time", ["deliveries", "list", "--after", "999999999d"], 2, /Expected how long ago/],
+    ["no row at all", ["deliveries", "list", "--limit", "0"], 2, /from 1 on/],
+    ["an address that is none", ["subscriptions", "list", "--address", ":8080"], 2, /neither host:port nor a URL/],
+    ["a port that cannot be had", ["listen", "--port", "70000"], 2, /from 0 to 65535/],
+    ["two ways at once", ["redrive", "--follow", "rdr_1", "--cancel", "rdr_2"], 2, /one of/],
+    [
+      "a key with a line break in it",
+      ["subscriptions", "list", "--key-file", "two-lines"],
+      4,
+      /^The key is not one line/,
+    ],
     ["nobody there", ["subscriptions", "list", "--address", "127.0.0.1:1"], 5, /is it running/],
   ])("ends with a code of its own for %s", async (_, args, code, message) => {
-    await file("wrong-key", "some other key of nobody\n");
+    await file("wrong-key", "some_other_key_of_nobody\n");
+    await file("two-lines", "the_first_half\nand_the_second\n");
     const result = await tenantOf("acme").run(args);
     expect(result).toMatchObject({ code, stdout: "" });
     expect(result.stderr).toMatch(message);
     expect(result.stderr).not.toContain("    at ");
+    expect(result.stderr).not.toContain("the_first_half");
   });
 
   it("asks for a key where it finds none", async () => {
@@ -146,6 +179,18 @@ describe("nuncio publish", () => {
     expect(await json(["events", "list", "--user", "u_2"])).toEqual([]);
   });
 
+  it("names the line that is not even JSON", async () => {
+    expect(await tenantOf("acme").run(["publish", "--file", "-"], "not json")).toMatchObject({
+      code: 2,
+      stderr: expect.stringMatching(/^the file is not JSON/),
+    });
+    const lines = '{"type":"EVENT_TYPE_USER_CREATED"}\n{"type":\n{}';
+    expect(await tenantOf("acme").run(["publish", "--file", "-"], lines)).toMatchObject({
+      code: 2,
+      stderr: expect.stringMatching(/^line 2 is not JSON/),
+    });
+  });
+
   it("names the line that is no event", async () => {
     const path = await file("bad.ndjson", '{"type":"EVENT_TYPE_USER_CREATED"}\n{"tpye":1}\n');
     expect(await tenantOf("acme").run(["publish", "--file", path])).toMatchObject({
@@ -169,8 +214,8 @@ describe("nuncio subscriptions", () => {
       "50",
       "--retry",
       "5s,1m",
-      "--header",
-      "x-team: blue",
+      "--header-file",
+      await file("headers-to-add", "x-team: blue\n"),
     ]);
     expect(created).toMatchObject({
       webhookSubscription: {
@@ -296,9 +341,41 @@ describe("nuncio deliveries", () => {
     const { stdout } = await run(["deliveries", "get", (delivery as unknown as { id: string }).id]);
     const [subscription] = await json(["subscriptions", "list"]);
     const shown = stdout + (await run(["subscriptions", "get", (subscription as unknown as { id: string }).id])).stdout;
+    const event = {
+      id: "e_2",
+      type: "EVENT_TYPE_USER_CREATED",
+      user: { id: "u_2", displayName: "\u009b31mred\u202e\u061c", status: "USER_STATUS_ACTIVE" },
+    };
+    await run(["publish", "--file", "-"], JSON.stringify(event));
+    const { stdout: whole } = await run(["events", "get", "e_2"]);
+    expect(JSON.parse(whole.split("\n")[0] ?? "").user.displayName).toBe(event.user.displayName);
+    const { stderr } = await run(["publish", "--file", "-"], JSON.stringify({ "\u009b2Jbad": 1 }));
+    expect(stderr).toContain("bad");
+    expect(whole + stderr).not.toMatch(/[\u0080-\u009f\u202e\u061c]/);
     expect(shown).toContain("gone");
     // biome-ignore lint/suspicious/noControlCharactersInRegex: these are what it is about
     expect(shown).not.toMatch(/[\u0000-\u0009\u000b-\u001f\u007f\u202e]/);
+  });
+});
+
+describe("a list", () => {
+  it("says that it is not all, to a script as well", async () => {
+    const { run } = tenantOf(newTenant());
+    const user = { id: "u_1", status: "USER_STATUS_ACTIVE" };
+    const events = Array.from({ length: 3 }, (_, i) => ({ id: `e_${i}`, type: "EVENT_TYPE_USER_CREATED", user }));
+    await run(["publish", "--file", "-"], JSON.stringify(events));
+    expect(await run(["events", "list", "--limit", "2", "--json"])).toMatchObject({
+      code: 0,
+      stderr: "Only the newest 2: --limit shows more.\n",
+    });
+    expect(await run(["events", "list", "--limit", "3", "--json"])).toMatchObject({ code: 0, stderr: "" });
+  });
+
+  it("ends quietly when its reader has had enough", async () => {
+    const { start } = tenantOf(newTenant());
+    const list = start(["events", "list", "--help"]);
+    list.child.stdout?.destroy();
+    expect((await list.ended).stderr).not.toContain("EPIPE");
   });
 });
 
@@ -499,6 +576,7 @@ describe("nuncio doctor", () => {
       "vacuum",
       "workers",
       "server",
+      "credential",
       "readiness of the server",
       "readiness of the worker",
     ]);
@@ -517,6 +595,8 @@ describe("nuncio doctor", () => {
       ["secret keys"],
       /k1/,
     ],
+    ["a key that is wrong", { NUNCIO_KEY: "some_other_key_of_nobody" }, ["credential"], /refuses the key/],
+    ["a database URL that is none", { NUNCIO_DATABASE_URL: "postgres://u:p%ss@127.0.0.1/x" }, ["database"], /./],
     ["no server there", { NUNCIO_ADDRESS: "127.0.0.1:1" }, ["server"], /does not answer/],
     [
       "no database there",
@@ -537,6 +617,16 @@ describe("nuncio doctor", () => {
         .join("\n"),
     ).toMatch(message);
     expect(stdout).not.toContain("secret-word");
+  });
+
+  it("judges no process whose settings are not here, and asks the server all the same", async () => {
+    const { code, findings } = await examine({ NUNCIO_DATABASE_URL: undefined, NUNCIO_SECRET_KEYS: undefined });
+    expect(code).toBe(0);
+    expect(findings.filter(({ verdict }) => verdict === "skipped").map(({ check }) => check)).toEqual([
+      "settings of the server",
+      "settings of the worker",
+      "database",
+    ]);
   });
 
   it("finds a name that is no setting, and a database that was not migrated", async () => {

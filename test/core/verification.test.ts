@@ -66,6 +66,27 @@ describe("verifying a request", () => {
     expect(faultsOf(received)).toEqual(faults);
   });
 
+  it("says of a request that was kept whether its signature is good all the same", () => {
+    const [good] = verifyRequest(request({ timestamp: NOW - 9_000 }), [SECRET], NOW);
+    expect(good).toMatchObject({
+      fault: "TIMESTAMP_TOO_OLD",
+      explanation: expect.stringContaining("apart from that its signature matches"),
+    });
+    const [bad] = verifyRequest(request({ timestamp: NOW - 9_000 }), [OLD_SECRET], NOW);
+    expect(bad).toMatchObject({
+      fault: "TIMESTAMP_TOO_OLD",
+      explanation: expect.stringContaining("and its signature matches no secret"),
+    });
+  });
+
+  it.each(["0x3e8", "1e3", "1000.0", "-5", " 5", "0", ""])(
+    "takes no time that is not written in digits: %j",
+    (time) => {
+      const [standard] = verifyRequest(change(request(), { "webhook-timestamp": time }), [SECRET], undefined);
+      expect(standard.fault).toBe(time === "" ? "HEADER_MISSING" : "HEADER_MALFORMED");
+    },
+  );
+
   it("judges no time where it is told not to", () => {
     expect(verifyRequest(request({ timestamp: 1 }), [SECRET], undefined).map(({ fault }) => fault)).toEqual([
       undefined,
@@ -81,7 +102,8 @@ describe("verifying a request", () => {
       "parsed and written again",
     ],
     ["escapes", Buffer.from(BODY.toString().replace("ë", "\\u00eb")), "parsed and written again"],
-    ["twice encoded", Buffer.from(BODY.toString("latin1"), "utf8"), "UTF-8 twice"],
+    ["twice encoded", Buffer.from(BODY.toString("latin1"), "utf8"), "was read as Latin-1"],
+    ["another encoding", Buffer.from(BODY.toString("utf8"), "latin1"), "was written as Latin-1"],
     ["something else", Buffer.from(BODY.toString().replace("Zoë", "Zoe")), "another secret"],
   ])("recognises what befell the body: %s", (_, body, hint) => {
     for (const { fault, explanation } of verifyRequest({ ...request(), body }, [SECRET], NOW)) {

@@ -5,7 +5,7 @@ import { TRACEPARENT_PATTERN } from "../../core/traceparent.ts";
 export type StartCall = (
   rpc: string,
   parent: string | undefined,
-) => { readonly traceparent: string; end(fault: string | undefined): void };
+) => { readonly traceparent: string | undefined; end(fault: string | undefined): void };
 
 /** Makes each call a part of its caller's trace. What is published in it continues from here. */
 export function traceCalls(startCall: StartCall): Interceptor {
@@ -15,7 +15,7 @@ export function traceCalls(startCall: StartCall): Interceptor {
       `${request.service.typeName}/${request.method.name}`,
       TRACEPARENT_PATTERN.test(parent) ? parent : undefined,
     );
-    request.header.set("traceparent", span.traceparent);
+    if (span.traceparent !== undefined) request.header.set("traceparent", span.traceparent);
     try {
       const response = await next(request);
       span.end(undefined);

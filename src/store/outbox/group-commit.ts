@@ -25,8 +25,9 @@ type Call = {
 };
 
 const BUSY_RETRY_AFTER_MS = 250;
-/** Readiness: a server whose commits take longer than this serves nobody. */
+/** Readiness: a server whose commits take longer than this, or fail for so long, serves nobody. */
 const STALL_MS = 5_000;
+const FORGET_FAILURE_MS = 10_000;
 const UNAVAILABLE_RETRY_AFTER_MS = 1_000;
 
 /**
@@ -41,8 +42,9 @@ export class GroupCommit {
   #queuedBytes = 0;
   #writing = 0;
   #scheduled = false;
-  /** When a commit last ended, or the first call came after a time without any. */
-  #movedAtMs = 0;
+  /** Since when calls wait, or fail for want of Postgres, without a commit; undefined while all is well. */
+  #stuckSinceMs: number | undefined;
+  #failedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: GroupCommitOptions) {
     this.#options = options;
@@ -55,9 +57,13 @@ export class GroupCommit {
 
   /** What keeps publishes from being answered, for readiness; empty when nothing does. */
   findStalls(): string[] {
-    const stoodMs = this.#options.nowMs() - this.#movedAtMs;
-    if ((this.#writing === 0 && this.#queue.length === 0) || stoodMs <= STALL_MS) return [];
-    return [`publishes wait, and no commit has ended for ${Math.round(stoodMs / 1_000)} s`];
+    const isWaiting = this.#writing > 0 || this.#queue.length > 0;
+    // Where nobody asks any more nobody can succeed either: what failed a while ago says nothing.
+    if (!isWaiting && this.#options.nowMs() - this.#failedAtMs > FORGET_FAILURE_MS) return [];
+    const stuckMs = this.#options.nowMs() - (this.#stuckSinceMs ?? Number.POSITIVE_INFINITY);
+    return stuckMs > STALL_MS
+      ? [`publishes wait, and no commit has succeeded for ${Math.round(stuckMs / 1_000)} s`]
+      : [];
   }
 
   /** The results in the order of the rows. Rows with the same (tenant, id) are one event: the first one counts. */
@@ -68,7 +74,9 @@ export class GroupCommit {
       const message = "too many events are waiting for a commit; try again";
       throw new ResourceExhaustedError("SERVER_BUSY", message, { retryAfterMs: BUSY_RETRY_AFTER_MS });
     }
-    if (this.#writing === 0 && this.#queue.length === 0) this.#movedAtMs = this.#options.nowMs();
+    const hasForgotten = this.#writing === 0 && this.#options.nowMs() - this.#failedAtMs > FORGET_FAILURE_MS;
+    if (this.#queue.length === 0 && hasForgotten) this.#stuckSinceMs = undefined;
+    this.#stuckSinceMs ??= this.#options.nowMs();
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => reject(unavailable(undefined)), timeoutMs);
       const settle =
@@ -101,7 +109,6 @@ export class GroupCommit {
     this.#schedule();
     await this.#write(group);
     this.#writing -= 1;
-    this.#movedAtMs = this.#options.nowMs();
     this.#schedule();
   }
 
@@ -135,6 +142,7 @@ export class GroupCommit {
     const firsts = group.map((call) => withoutRepetitions(call.rows));
     try {
       const results = await this.#options.append(firsts.flat());
+      this.#stuckSinceMs = this.#queue.length > 0 ? this.#options.nowMs() : undefined;
       this.#options.onCommitted(results.flatMap((result) => (result.kind === "appended" ? result.lanes : [])));
       let next = 0;
       for (const [i, call] of group.entries()) {
@@ -150,8 +158,11 @@ export class GroupCommit {
   /** Trouble with Postgres fails the group; a row that Postgres refuses fails its own call only. */
   async #fail(group: readonly Call[], error: unknown): Promise<void> {
     if (isTransient(error)) {
+      this.#failedAtMs = this.#options.nowMs();
       for (const call of group) call.reject(unavailable(error));
     } else if (group.length === 1) {
+      // Postgres answers; it is this row that it refuses.
+      this.#stuckSinceMs = undefined;
       group[0]?.reject(error);
     } else {
       const half = Math.ceil(group.length / 2);

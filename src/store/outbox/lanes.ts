@@ -1,4 +1,4 @@
-import type { PendingQuery, Row, Sql } from "postgres";
+import type { PendingQuery, Row, Sql, TransactionSql } from "postgres";
 
 /** A lane as the outbox and its state show it. Times are distances from now, in milliseconds. */
 export type LaneSighting = {
@@ -49,21 +49,27 @@ export function listLanesSince(
   );
 }
 
+/** How long a scan may take: longer than a statement otherwise, and not so long that a dead connection goes unnoticed. */
+const SCAN_TIMEOUT = "12s";
+
 /**
- * The same lanes as `listLanes` brings, but found by reading the table as it lies. It costs
- * what the outbox is long, live and dead; the index costs what is dead in it, several entries and a page of the table for
- * each row. So this is for the time in which Postgres may clear nothing away.
+ * All lanes behind `after` as `listLanes` brings them, but found by reading the table as it lies. It costs what the outbox is
+ * long, live and dead; the index costs what is dead in it, several entries and a page of the table for each row. So this is for
+ * the time in which Postgres may clear nothing away.
  */
-export function scanLanes(sql: Sql, { after, limit }: LanePage): Promise<LaneSighting[]> {
-  return sight(
-    sql,
+export function scanLanes(sql: Sql, after: number): Promise<LaneSighting[]> {
+  return sql.begin(async (tx) => {
+    await tx.unsafe(`SET LOCAL statement_timeout = '${SCAN_TIMEOUT}'`);
     // OFFSET 0 keeps the conditions out of it, and with them every index.
-    sql`
-      SELECT r.subscription_key, min(r.next_at) AS next_at
-      FROM (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q OFFSET 0) AS r
-      WHERE r.subscription_key > ${after}::integer AND r.next_at < 'infinity'
-      GROUP BY r.subscription_key ORDER BY r.subscription_key LIMIT ${limit}::integer`,
-  );
+    return sight(
+      tx,
+      tx`
+        SELECT r.subscription_key, min(r.next_at) AS next_at
+        FROM (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q OFFSET 0) AS r
+        WHERE r.subscription_key > ${after}::integer AND r.next_at < 'infinity'
+        GROUP BY r.subscription_key`,
+    );
+  });
 }
 
 /** These lanes, also those without rows; a lane that never was is left out. */
@@ -90,7 +96,7 @@ type SightingRow = {
   recovering_ms: number | null;
 };
 
-async function sight(sql: Sql, lanes: PendingQuery<Row[]>): Promise<LaneSighting[]> {
+async function sight(sql: Sql | TransactionSql, lanes: PendingQuery<Row[]>): Promise<LaneSighting[]> {
   const msUntil = (time: string) => sql.unsafe(`(date_part('epoch', ${time} - now()) * 1000)`);
   const rows = await sql<SightingRow[]>`
     SELECT s.subscription_key AS lane, s.tenant_key AS tenant, s.revision, s.deleted_at IS NOT NULL AS deleted,
