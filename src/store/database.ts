@@ -105,11 +105,21 @@ export function openDatabase(options: DatabaseOptions): Database {
 export function inIndexOrder<T>(
   orm: PostgresJsDatabase,
   query: (tx: Pick<PostgresJsDatabase, "execute">) => Promise<T>,
+  { timeoutMs }: { timeoutMs?: number | undefined } = {},
 ): Promise<T> {
   return orm.transaction(async (tx) => {
     await tx.execute(sql`SET LOCAL enable_sort = off`);
+    if (timeoutMs !== undefined) await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${Math.ceil(timeoutMs)}`));
     return query(tx);
   });
+}
+
+/** Whether Postgres ended a statement since it took too long, or was asked to. */
+export function isCancelled(error: unknown): boolean {
+  for (let cause = error; cause instanceof Error; cause = cause.cause) {
+    if ("code" in cause && cause.code === "57014") return true;
+  }
+  return false;
 }
 
 /** Connection trouble, shutdown, recovery, read-only after a failover, no room: the same call may succeed later. */

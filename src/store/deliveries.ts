@@ -70,7 +70,7 @@ export const NO_FILTER: DeliveryFilter = {
 
 /**
  * Up to `limit` deliveries of the tenant beyond `after`, by (event, subscription) descending: newest event first, whichever
- * way `direction` leads from there.
+ * way `direction` leads from there, up to `scanEnd` and including it. Ends as cancelled (`isCancelled`) after `timeoutMs`.
  *
  * A delivery stands in the outbox while unfinished, in dead_letters when given up, and else only as the attempt that
  * delivered it; where it is in several (after a redrive) the first of these counts. Each is read per subscription by its
@@ -81,23 +81,35 @@ export async function listDeliveries(
   orm: PostgresJsDatabase,
   tenantId: string,
   filter: DeliveryFilter,
-  { after, limit, direction = "older" }: { after: DeliveryPlace | undefined; limit: number; direction?: Direction },
+  {
+    after,
+    limit,
+    direction = "older",
+    scanEnd,
+    timeoutMs,
+  }: {
+    after: DeliveryPlace | undefined;
+    limit: number;
+    direction?: Direction;
+    scanEnd?: Uuid | undefined;
+    timeoutMs?: number | undefined;
+  },
 ): Promise<Delivery[]> {
   const order = sql.raw(direction === "older" ? "DESC" : "ASC");
   const cut = (source: string) => sql`ORDER BY ${sql.raw(source)}.event_key ${order} LIMIT ${limit}::integer`;
-  const wanted = (source: string) => inFilter(sql.raw(source), filter, after, direction);
+  const wanted = (source: string) => {
+    const conditions = inFilter(sql.raw(source), filter, after, direction);
+    if (scanEnd === undefined) return conditions;
+    const upTo = sql.raw(direction === "older" ? ">=" : "<=");
+    return sql`${conditions} AND ${sql.raw(source)}.event_key ${upTo} ${scanEnd}::uuid`;
+  };
   const branches = [
     unfinished(wanted("q"), filter.states, cut("q")),
     givenUp(wanted("d"), filter.states, cut("d")),
     delivered(wanted("a"), filter.states, cut("a")),
   ].filter((branch) => branch !== undefined);
   const query = sql`
-    WITH lane AS (
-      SELECT s.subscription_key, s.subscription_uuid, s.tenant_key
-      FROM nuncio.webhook_subscriptions s JOIN nuncio.tenants t ON t.tenant_key = s.tenant_key
-      WHERE t.tenant_id = ${tenantId}
-      ${filter.subscription === undefined ? sql`` : sql`AND s.subscription_uuid = ${filter.subscription}::uuid`}
-    )
+    WITH ${lanesOf(tenantId, filter)}
     SELECT l.subscription_uuid::text AS subscription_uuid, f.event_key::text AS event_key, f.event_id, f.event_type,
       f.user_id, f.user_sequence::text AS user_sequence, f.state, f.end_reason, f.attempt, f.next_at_ms,
       f.expires_at_ms, f.ended_at_ms
@@ -107,10 +119,53 @@ export async function listDeliveries(
   // The deliveries of one event or one user are few, and found by other ways than along the lane.
   const isAlongLane = filter.eventId === undefined && filter.userId === undefined;
   const rows = isAlongLane
-    ? await inIndexOrder(orm, (tx) => tx.execute<DeliveryRow>(query))
+    ? await inIndexOrder(orm, (tx) => tx.execute<DeliveryRow>(query), { timeoutMs })
     : await orm.execute<DeliveryRow>(query);
   const deliveries = rows.map((row) => toDelivery(row, tenantId));
   return direction === "older" ? deliveries : deliveries.reverse();
+}
+
+/** Deliveries that are looked at for one page, in each subscription and source, where a filter leaves most of them out. */
+const MOST_SCANNED = 10_000;
+
+/**
+ * How far a page that is filtered by what no index has (the event's type, or the state among what is unfinished or given up)
+ * may look from `after` on, so that it is answered in time also where hardly anything passes. Undefined: to the end.
+ */
+export async function findScanEnd(
+  orm: PostgresJsDatabase,
+  tenantId: string,
+  filter: DeliveryFilter,
+  { after, direction }: { after: DeliveryPlace | undefined; direction: Direction },
+): Promise<Uuid | undefined> {
+  // Those of one event or one user are found by other ways than along the lane.
+  if (filter.eventId !== undefined || filter.userId !== undefined) return undefined;
+  const order = sql.raw(direction === "older" ? "DESC" : "ASC");
+  const lastOf = (table: string) => sql`(
+    SELECT x.event_key FROM ${sql.raw(`nuncio.${table}`)} x
+    WHERE x.subscription_key = l.subscription_key
+      AND ${inFilter(sql`x`, { ...filter, eventTypes: [] }, after, direction)}
+    ORDER BY x.event_key ${order} OFFSET ${MOST_SCANNED - 1} LIMIT 1)`;
+  const [row] = await inIndexOrder(orm, (tx) =>
+    tx.execute<{ scan_end: Uuid | null }>(sql`
+      WITH ${lanesOf(tenantId, filter)}
+      SELECT k.event_key::text AS scan_end
+      FROM lane l CROSS JOIN LATERAL (
+        VALUES (${lastOf("outbox")}), (${lastOf("dead_letters")}), (${lastOf("delivery_attempts")})
+      ) AS k (event_key)
+      WHERE k.event_key IS NOT NULL
+      ORDER BY k.event_key ${order} LIMIT 1`),
+  );
+  return row?.scan_end ?? undefined;
+}
+
+function lanesOf(tenantId: string, filter: DeliveryFilter): SQL {
+  return sql`lane AS (
+      SELECT s.subscription_key, s.subscription_uuid, s.tenant_key
+      FROM nuncio.webhook_subscriptions s JOIN nuncio.tenants t ON t.tenant_key = s.tenant_key
+      WHERE t.tenant_id = ${tenantId}
+      ${filter.subscription === undefined ? sql`` : sql`AND s.subscription_uuid = ${filter.subscription}::uuid`}
+    )`;
 }
 
 /** One delivery and its newest 100 attempts, oldest first, from one snapshot. */

@@ -13,6 +13,7 @@ import {
 import type { ListDeliveriesRequest } from "../../gen/nuncio/v1/delivery_service_pb.ts";
 import { EventType } from "../../gen/nuncio/v1/event_pb.ts";
 import type { AcceptedEvent } from "../../src/core/event.ts";
+import { findScanEnd, NO_FILTER } from "../../src/store/deliveries.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { type ClaimedDelivery, claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import { cancelDeliveriesOfDeletedSubscription } from "../../src/store/outbox/end.ts";
@@ -203,6 +204,41 @@ describe("ListDeliveries", () => {
       expect(newer).toBeGreaterThan(0);
     },
   );
+
+  it("answers in time where hardly anything passes, with a page that is cut and goes on", async () => {
+    const tenant = newTenant();
+    const { lane } = await addSubscription(db, tenant);
+    await publish(tenant, 1, () => ({ id: "e_rare", type: "user.deleted" }));
+    for (let i = 0; i < 24; i += 1) await publish(tenant, 500);
+    const whole = await list(tenant, { eventTypes: [EventType.USER_DELETED] });
+    expect(idsOf(whole.deliveries)).toHaveLength(1);
+    const filter = { ...NO_FILTER, eventTypes: ["user.deleted"] as const };
+    const from = { after: undefined, direction: "older" } as const;
+    const scanEnd = await findScanEnd(db.server.orm, tenant, filter, from);
+    const [row] = await db.admin`
+      SELECT event_key FROM nuncio.outbox WHERE subscription_key = ${lane} ORDER BY event_key DESC OFFSET 9999 LIMIT 1`;
+    expect(scanEnd).toBe(row?.event_key);
+    const locked = await db.admin.reserve();
+    // Held for longer than the whole list may take, and let go when the part is read.
+    await locked`BEGIN`;
+    await locked`LOCK TABLE nuncio.outbox IN ACCESS EXCLUSIVE MODE`;
+    const cut = list(tenant, { eventTypes: [EventType.USER_DELETED] });
+    await expect
+      .poll(
+        async () =>
+          (await db.admin`SELECT 1 FROM pg_stat_activity WHERE wait_event = 'relation' AND query ILIKE '%OFFSET%'`)
+            .length,
+      )
+      .toBeGreaterThan(0);
+    await locked`COMMIT`;
+    locked.release();
+    const first = await cut;
+    expect(first.deliveries).toEqual([]);
+    expect(first.previousPageToken).toBe("");
+    const second = await list(tenant, { eventTypes: [EventType.USER_DELETED], pageToken: first.nextPageToken });
+    expect(idsOf(second.deliveries)).toEqual(idsOf(whole.deliveries));
+    expect(second.nextPageToken).toBe("");
+  });
 
   it("gives 50 unless asked for another number, and no token for a page that is the last", async () => {
     const page = await list(made.tenant);

@@ -254,7 +254,9 @@ export type ListDeliveriesRequest = Message<"nuncio.v1.ListDeliveriesRequest"> &
   tenantId: string;
 
   /**
-   * How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused.
+   * How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused. Where hardly
+   * anything passes a filter by type or state, a page ends after 10,000 deliveries of a subscription that are not wanted: it may
+   * be empty and have a token all the same.
    *
    * @generated from field: int32 page_size = 2;
    */

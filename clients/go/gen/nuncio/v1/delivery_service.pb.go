@@ -525,7 +525,9 @@ type ListDeliveriesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	TenantId string `protobuf:"bytes,1,opt,name=tenant_id,json=tenantId,proto3" json:"tenant_id,omitempty"`
-	// How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused.
+	// How many at most. Default 50; more than 1,000 is served as 1,000; negative is refused. Where hardly
+	// anything passes a filter by type or state, a page ends after 10,000 deliveries of a subscription that are not wanted: it may
+	// be empty and have a token all the same.
 	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// `next_page_token` or `previous_page_token` of a page, with the same tenant and filters. Empty: the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
