@@ -11,18 +11,17 @@ export type Mutant = {
 };
 
 const ORDER_SQL = "drizzle/0007_order_and_endings.sql";
-const RECORD_SQL = "drizzle/0011_bounded_promotion.sql";
+const PROMOTE_SQL = "drizzle/0011_bounded_promotion.sql";
+/** Append, claim and record as they are now. */
+const HOT_SQL = "drizzle/0014_plans_that_hold.sql";
 
 /** Every guarantee that a careless change could take away without anybody seeing it. `npm run mutants` tries each. */
 export const MUTANTS: readonly Mutant[] = [
   {
     name: "a record that asks for no token",
-    file: RECORD_SQL,
-    from: `ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
-      AND q.lease_token = a.lease_token
-    ORDER BY`,
-    to: `ON q.subscription_key = a.subscription_key AND q.event_key = a.event_key
-    ORDER BY`,
+    file: HOT_SQL,
+    from: "AND q.event_key = a.event_key AND q.lease_token = a.lease_token",
+    to: "AND q.event_key = a.event_key",
     tests: ["test/store/outbox.test.ts"],
   },
   {
@@ -48,7 +47,7 @@ export const MUTANTS: readonly Mutant[] = [
   },
   {
     name: "a record that promotes without the users' locks",
-    file: RECORD_SQL,
+    file: HOT_SQL,
     from: `  failed_keys bigint[];
 BEGIN
   PERFORM nuncio.lock_users(user_keys);
@@ -60,7 +59,7 @@ BEGIN
   },
   {
     name: "a publish that appends without the users' locks",
-    file: ORDER_SQL,
+    file: HOT_SQL,
     from: `  );
   PERFORM nuncio.lock_users(user_keys);
 `,
@@ -86,7 +85,7 @@ BEGIN
   },
   {
     name: "an end without a dead letter",
-    file: RECORD_SQL,
+    file: HOT_SQL,
     from: "FROM held h WHERE h.end_reason IS NOT NULL",
     to: "FROM held h WHERE false",
     tests: ["test/store/outbox.test.ts"],
@@ -198,7 +197,7 @@ BEGIN
   },
   {
     name: "a promotion that begins behind the row that waits",
-    file: RECORD_SQL,
+    file: PROMOTE_SQL,
     from: "AND q.user_sequence >= u.from_sequence",
     to: "AND q.user_sequence > u.from_sequence + 1000",
     tests: ["test/store/order.test.ts"],
@@ -244,5 +243,61 @@ BEGIN
     from: "      eq(tenants.tenantId, tenantId),\n      eq(webhookSubscriptions.subscriptionUuid, subscriptionUuid),",
     to: "      eq(webhookSubscriptions.subscriptionUuid, subscriptionUuid),",
     tests: ["test/rpc/authorization.test.ts"],
+  },
+  {
+    name: "an append that takes what another lane has of the user for its own",
+    file: HOT_SQL,
+    from: "AND (q.user_key, q.subscription_key) <= (m.order_key, m.subscription_key) LIMIT 1",
+    to: "AND q.user_key <= m.order_key LIMIT 1",
+    tests: ["test/store/order.test.ts"],
+  },
+  {
+    name: "a hot statement that any index may serve",
+    file: HOT_SQL,
+    from: `CREATE INDEX "outbox_due" ON "nuncio"."outbox" USING btree ("subscription_key","next_at") WHERE "nuncio"."outbox"."next_at" < 'infinity';`,
+    to: `CREATE INDEX "outbox_due" ON "nuncio"."outbox" USING btree ("subscription_key");`,
+    tests: ["test/store/plans.test.ts"],
+  },
+  {
+    name: "a readiness that does not see that nothing is recorded",
+    file: "src/delivery/loop.ts",
+    from: "if (this.#recorder.standsStillMs > STALL_MS)",
+    to: "if (false)",
+    tests: ["test/delivery/readiness.test.ts"],
+  },
+  {
+    name: "a server whose commits all fail and that calls itself ready",
+    file: "src/store/outbox/group-commit.ts",
+    from: "      this.#failedAtMs = this.#options.nowMs();\n",
+    to: "      this.#stuckSinceMs = undefined;\n",
+    tests: ["test/delivery/readiness.test.ts"],
+  },
+  {
+    name: "a check of a signature that forgets the time",
+    file: "src/core/verification.ts",
+    from: "if (untimely === undefined) return match;",
+    to: "if (untimely === undefined || match.fault === undefined) return match;",
+    tests: ["test/core/verification.test.ts"],
+  },
+  {
+    name: "a page before that begins in the wrong place",
+    file: "src/rpc/list-deliveries.ts",
+    from: "found.slice(-limit)",
+    to: "found.slice(0, limit)",
+    tests: ["test/rpc/deliveries.test.ts"],
+  },
+  {
+    name: "a trace that ends at the server",
+    file: "src/rpc/interceptors/trace-calls.ts",
+    from: `    if (span.traceparent !== undefined) request.header.set("traceparent", span.traceparent);\n`,
+    to: "",
+    tests: ["test/e2e/traces.test.ts"],
+  },
+  {
+    name: "a terminal that obeys what others have written",
+    file: "src/cli/output.ts",
+    from: `.replace(DECEIVING, "\\uFFFD")`,
+    to: "",
+    tests: ["test/cli/commands.test.ts"],
   },
 ];

@@ -12,7 +12,7 @@ import { request } from "undici";
 import { type EventType, EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import { SubscriptionOrdering } from "../../gen/nuncio/v1/webhook_subscription_pb.ts";
 import { Secret } from "../core/secret.ts";
-import { verifyRequest } from "../core/verification.ts";
+import { type Verdict, verifyRequest } from "../core/verification.ts";
 import { CliError, EXIT } from "./exit-codes.ts";
 import { harmless, type Output, styled } from "./output.ts";
 import { type Session, untilInterrupted, withSession } from "./session.ts";
@@ -136,7 +136,7 @@ class Receiver {
       // Whoever finds this port is no sender of ours, and is not passed on.
       const { status, why } = isGood ? await this.#decide(message, body) : { status: 401, why: "" };
       response.writeHead(status).end();
-      this.#show(message.headers, body, verdicts.map(describeVerdict), isGood, status, why);
+      this.#show(message.headers, body, verdicts, status, why);
     } catch (error) {
       response.writeHead(500).end();
       this.#out.note(`A request could not be read: ${(error as Error).message}`);
@@ -161,15 +161,9 @@ class Receiver {
     }
   }
 
-  #show(
-    headers: IncomingHttpHeaders,
-    body: Buffer,
-    verdicts: string[],
-    isGood: boolean,
-    status: number,
-    why: string,
-  ): void {
+  #show(headers: IncomingHttpHeaders, body: Buffer, verdicts: readonly Verdict[], status: number, why: string): void {
     const text = body.toString("utf8");
+    const isGood = verdicts.every(({ fault }) => fault === undefined);
     if (this.#out.isJson) {
       this.#out.json({ verified: isGood, status, verdicts, headers: single(headers), body: text });
       return;
@@ -184,7 +178,7 @@ class Receiver {
       `→ ${status}${why === "" ? "" : ` ${why}`}`,
     ];
     this.#out.say(head.filter((part) => part !== "").join("  "));
-    if (!isGood) for (const verdict of verdicts) this.#out.say(`          ${verdict}`);
+    if (!isGood) for (const verdict of verdicts) this.#out.say(`          ${describeVerdict(verdict)}`);
     else if (this.#options.body) this.#out.say(prettily(text));
   }
 }
