@@ -1,6 +1,7 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { createInterface } from "node:readline";
 import { cleanUp } from "./clean-up.ts";
+import { keepLines } from "./lines.ts";
 
 /** What a run of the command line printed and ended with. */
 type Run = { readonly code: number | null; readonly stdout: string; readonly stderr: string };
@@ -26,41 +27,20 @@ export function startCommand(
   const child = spawn(NODE, [ENTRYPOINT, ...args], { cwd, env: { PATH, NO_COLOR: "1", ...env } });
   child.stdin.on("error", () => undefined);
   child.stdin.end(stdin);
-  const lines: string[] = [];
-  const waiting = new Set<() => void>();
   const output = { stdout: "", stderr: "" };
+  const ended = new Promise<Run>((resolve) => child.once("close", (code) => resolve({ code, ...output })));
+  const lines = keepLines<string>(ended.then((run) => () => `it ended: ${JSON.stringify(run)}`));
   for (const name of ["stdout", "stderr"] as const) {
     child[name].on("data", (text) => {
       output[name] += text;
     });
-    createInterface({ input: child[name] }).on("line", (text) => {
-      lines.push(text);
-      for (const check of waiting) check();
-    });
+    createInterface({ input: child[name] }).on("line", lines.add);
   }
-  const ended = new Promise<Run>((resolve) => child.once("close", (code) => resolve({ code, ...output })));
   cleanUp(async () => {
     child.kill("SIGKILL");
     await ended;
   });
-  return {
-    child,
-    lines,
-    ended,
-    line(pattern) {
-      return new Promise((resolve, reject) => {
-        const check = () => {
-          const found = lines.find((line) => pattern.test(line));
-          if (found === undefined) return;
-          waiting.delete(check);
-          resolve(found);
-        };
-        waiting.add(check);
-        check();
-        void ended.then((run) => reject(new Error(`it ended: ${JSON.stringify(run)}`)));
-      });
-    },
-  };
+  return { child, lines: lines.all, ended, line: (pattern) => lines.first((line) => pattern.test(line)) };
 }
 
 export function runCommand(args: readonly string[], options: Parameters<typeof startCommand>[1] = {}): Promise<Run> {

@@ -3,6 +3,7 @@ import { createInterface } from "node:readline";
 import type { Secret } from "../../src/core/secret.ts";
 import { cleanUp } from "./clean-up.ts";
 import { TEST_SECRET_KEYS } from "./database.ts";
+import { keepLines, type Lines } from "./lines.ts";
 import { OPERATOR_KEY } from "./service.ts";
 
 type LogLine = Record<string, unknown> & { readonly msg?: string };
@@ -39,39 +40,20 @@ export function spawnProcess(
     env: { PATH, ...TEST_SETTINGS, NUNCIO_DATABASE_URL: url.reveal(), ...settings },
     stdio: ["ignore", "pipe", "inherit"],
   });
-  const lines: LogLine[] = [];
-  const waiting = new Set<() => void>();
   const ended = new Promise<{ code: number | null; signal: NodeJS.Signals | null }>((resolve) => {
     child.once("close", (code, signal) => resolve({ code, signal }));
   });
+  const lines: Lines<LogLine> = keepLines(
+    ended.then((end) => () => `the ${name} ended (${JSON.stringify(end)}): ${JSON.stringify(lines.all.slice(-3))}`),
+  );
   createInterface({ input: child.stdout as NonNullable<typeof child.stdout> }).on("line", (text) => {
-    lines.push(JSON.parse(text) as LogLine);
-    for (const check of waiting) check();
+    lines.add(JSON.parse(text) as LogLine);
   });
   cleanUp(async () => {
     child.kill("SIGKILL");
     await ended;
   });
-  return {
-    child,
-    lines,
-    ended,
-    line(passes) {
-      return new Promise((resolve, reject) => {
-        const check = () => {
-          const found = lines.find(passes);
-          if (!found) return;
-          waiting.delete(check);
-          resolve(found);
-        };
-        waiting.add(check);
-        check();
-        void ended.then((end) =>
-          reject(new Error(`the ${name} ended (${JSON.stringify(end)}): ${JSON.stringify(lines.slice(-3))}`)),
-        );
-      });
-    },
-  };
+  return { child, lines: lines.all, ended, line: lines.first };
 }
 
 /** A server that serves, and its address. */
