@@ -113,7 +113,7 @@ BEGIN
   },
   {
     name: "a follower that is due at once",
-    file: ORDER_SQL,
+    file: HOT_SQL,
     from: "m.order_key IS NOT NULL AND (m.is_behind OR earlier.found IS NOT NULL) AS waits",
     to: "m.order_key IS NOT NULL AND m.is_behind AS waits",
     tests: ["test/store/order.test.ts"],

@@ -63,6 +63,19 @@ async function setUp(ordering: SubscriptionOrdering = "PER_USER", eventTypes: Ev
 }
 
 describe("the order of a user", () => {
+  it("is that of each subscription for itself: what waits in another one holds nothing back", async () => {
+    const tenant = newTenant();
+    const first = await addSubscription(db, tenant, { ordering: "PER_USER", eventTypes: ["user.created"] });
+    const second = await addSubscription(db, tenant, { ordering: "PER_USER", eventTypes: ["user.updated"] });
+    const third = await addSubscription(db, tenant, { ordering: "PER_USER", eventTypes: ["user.deleted"] });
+    await publish(tenant, { type: "user.created" }, { type: "user.deleted" });
+    const [updated] = await publish(tenant, { type: "user.updated" });
+    expect(idsOf(await claim(second.lane))).toEqual([updated]);
+    const [again] = await publish(tenant, { type: "user.created" });
+    expect(idsOf(await claim(first.lane))).not.toContain(again);
+    expect(await claim(third.lane)).toHaveLength(1);
+  });
+
   it("lets only the first delivery of each user be claimed, and the next one when that has ended", async () => {
     const { tenant, lane } = await setUp();
     const [a1, a2, b1] = await publish(tenant, { user: "a" }, { user: "a" }, { user: "b" });
