@@ -237,7 +237,7 @@ export const SETTINGS = {
     "info",
     BOTH,
     expecting((text) => LOG_LEVELS.find((level) => level === text), "one of trace, debug, info, warn, error, fatal"),
-    "Least severe log line to write: trace, debug, info, warn, error or fatal.",
+    "Least severe log line to write: trace, debug, info, warn, error or fatal. `npm start` sets it to warn.",
   ),
 } as const;
 

@@ -6,6 +6,7 @@ import { BadRequestSchema, ErrorInfoSchema, RetryInfoSchema } from "../gen/googl
 import { CliError, EXIT, exitCodeOf } from "./cli/exit-codes.ts";
 import { harmless } from "./cli/output.ts";
 import { createProgram } from "./cli/program.ts";
+import { endsByItself } from "./cli/session.ts";
 
 // `npm run nuncio -- …`: the command line.
 
@@ -16,9 +17,9 @@ async function main(): Promise<number> {
     version: string;
   };
   // Whoever reads us has had enough (`| head`): no fault of anybody's.
-  process.stdout.on("error", (error: NodeJS.ErrnoException) =>
-    process.exit(error.code === "EPIPE" ? EXIT.ok : EXIT.bug),
-  );
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    if (!endsByItself()) process.exit(error.code === "EPIPE" ? EXIT.ok : EXIT.bug);
+  });
   // A connection that breaks outside every call has failed the call as well, and that is told.
   process.on("uncaughtException", (error) => fail(error));
   try {
@@ -32,9 +33,11 @@ async function main(): Promise<number> {
   }
 }
 
-function fail(error: Error): never {
+/** An error outside every call: a connection that breaks, of which its call has told already, or a fault of ours. */
+function fail(error: NodeJS.ErrnoException): never {
+  if (/^(ERR_HTTP2|ECONN|EPIPE)/.test(error.code ?? "")) process.exit(EXIT.unavailable);
   process.stderr.write(`${harmless(error.message)}\n`);
-  process.exit(error.message.includes("HTTP") ? EXIT.unavailable : EXIT.bug);
+  process.exit(EXIT.bug);
 }
 
 /** What a server says may be told by anybody who has its address. */
@@ -43,11 +46,12 @@ function explain(error: unknown): string {
   if (!(error instanceof ConnectError)) return error instanceof Error ? (error.stack ?? error.message) : String(error);
   const [info] = error.findDetails(ErrorInfoSchema);
   const lines = [`${info?.reason ? `${info.reason}: ` : ""}${error.rawMessage}`];
-  for (const { fieldViolations } of error.findDetails(BadRequestSchema)) {
-    for (const { field, description } of fieldViolations) lines.push(`  ${field}: ${description}`);
-  }
+  const faults = error.findDetails(BadRequestSchema).flatMap(({ fieldViolations }) => fieldViolations);
+  // The message of a single fault is that fault.
+  if (faults.length > 1) for (const { field, description } of faults) lines.push(`  ${field}: ${description}`);
   const [retry] = error.findDetails(RetryInfoSchema);
   if (retry?.retryDelay) lines.push(`Try again in ${Math.ceil(durationMs(retry.retryDelay) / 1_000)} s.`);
-  if (info === undefined) lines.push("No answer of a Nuncio: is it running, and is --address right?");
+  if (info === undefined)
+    lines.push("No answer of a Nuncio: is it running, and is --address its RPC port (NUNCIO_LISTEN)?");
   return lines.map(harmless).join("\n");
 }

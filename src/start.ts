@@ -128,6 +128,8 @@ async function fillInSettings({ env }: System, directory: string): Promise<void>
     join(directory, "secret-keys"),
     () => `k1:${randomBytes(32).toString("base64")}`,
   );
+  // Every call and every attempt would scroll what is printed below away.
+  env.NUNCIO_LOG_LEVEL ??= "warn";
   // A receiver on this machine is what one tries first; elsewhere both stay refused.
   env.NUNCIO_TARGET_ALLOW_HTTP ??= "true";
   env.NUNCIO_TARGET_ALLOWED_CIDRS ??= "127.0.0.0/8,::1/128";
@@ -374,6 +376,11 @@ See what became of it:
 
 ${curl("DeliveryService/ListDeliveries", { tenantId: "acme" })}
 
-Ctrl-C stops everything; data and keys stay in .nuncio.
+Or let the command line do all of that, from another terminal (docs/command-line.md):
+
+npm run nuncio -- listen --tenant acme
+npm run nuncio -- publish --tenant acme --type user.created --user u_1 --display-name Zoë
+
+Ctrl-C stops everything; data and keys stay in .nuncio. NUNCIO_LOG_LEVEL=info shows every call and attempt.
 `);
 }

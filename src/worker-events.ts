@@ -75,6 +75,7 @@ export function logEvent(logger: Logger, event: WorkerEvent): void {
       const { record, stale } = event;
       logger.info(
         {
+          ...record.ids,
           subscriptionKey: record.subscriptionKey,
           eventKey: record.eventKey,
           attempt: record.number,
@@ -107,13 +108,16 @@ export function logEvent(logger: Logger, event: WorkerEvent): void {
       logger.error({ step: event.step, error: event.error }, "delivery.step_failed");
       break;
     case "lane_failing":
-      logger.warn({ subscriptionKey: event.lane }, "subscription.failing");
+      logger.warn({ subscriptionId: event.subscriptionId, subscriptionKey: event.lane }, "subscription.failing");
       break;
     case "lane_recovered":
-      logger.info({ subscriptionKey: event.lane }, "subscription.recovered");
+      logger.info({ subscriptionId: event.subscriptionId, subscriptionKey: event.lane }, "subscription.recovered");
       break;
     case "lane_disabled":
-      logger.warn({ subscriptionKey: event.lane, reason: event.reason }, "subscription.disabled");
+      logger.warn(
+        { subscriptionId: event.subscriptionId, subscriptionKey: event.lane, reason: event.reason },
+        "subscription.disabled",
+      );
       break;
     case "workers":
       logger.info({ count: event.count }, "worker.membership");

@@ -1,5 +1,5 @@
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { type Timestamp, timestampMs } from "@bufbuild/protobuf/wkt";
 import type { Command } from "commander";
 import {
   AttemptOutcomeSchema,
@@ -28,6 +28,8 @@ export type DeliveryFilter = {
 };
 
 const SHOWN = 50;
+/** A worker takes up what is due within this, unless something holds it. */
+const OVERDUE_MS = 5_000;
 
 export function addDeliveries(program: Command): void {
   const deliveries = program.command("deliveries").alias("dlv").summary("list, show, redrive, cancel deliveries");
@@ -101,13 +103,20 @@ export function deliveryRow(delivery: Delivery): string[] {
     delivery.subscriptionId,
     String(delivery.attemptCount),
     formatTime(delivery.createTime),
-    formatTime(delivery.endTime ?? delivery.nextAttemptTime),
+    delivery.endTime === undefined ? describeNext(delivery) : formatTime(delivery.endTime),
   ];
 }
 
 export function describeState({ state, endReason }: Delivery): string {
   const reason = toWord(DeliveryEndReasonSchema, endReason);
   return reason === "" ? toWord(DeliveryStateSchema, state) : `${toWord(DeliveryStateSchema, state)} (${reason})`;
+}
+
+/** A time that has passed is no promise: its subscription is paused, disabled, failing or at its limits, or no worker runs. */
+export function describeNext({ nextAttemptTime }: Delivery): string {
+  if (nextAttemptTime === undefined) return "";
+  const time = formatTime(nextAttemptTime);
+  return timestampMs(nextAttemptTime) < Date.now() - OVERDUE_MS ? `held, due since ${time}` : time;
 }
 
 export const ATTEMPT_HEAD = ["#", "STARTED", "TOOK", "OUTCOME", "STATUS", "DETAIL"];
@@ -168,7 +177,7 @@ function show({ out }: Session, delivery: Delivery | undefined): void {
     user: `${delivery.userId} (sequence ${delivery.userSequence})`,
     subscription: delivery.subscriptionId,
     created: formatTime(delivery.createTime),
-    "next attempt": formatTime(delivery.nextAttemptTime),
+    "next attempt": describeNext(delivery),
     "given up at": formatTime(delivery.expireTime),
     ended: formatTime(delivery.endTime),
   });

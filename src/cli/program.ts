@@ -3,6 +3,7 @@ import { addDeliveries } from "./deliveries.ts";
 import { addDoctor } from "./doctor.ts";
 import { addEvents } from "./events.ts";
 import { addListen } from "./listen.ts";
+import { addOperationalEvents } from "./operational-events.ts";
 import { addPublish } from "./publish.ts";
 import { addRedrive } from "./redrive.ts";
 import { addSubscriptions } from "./subscriptions.ts";
@@ -34,6 +35,7 @@ In a pipe: npm run --silent nuncio -- … --json`,
     addSubscriptions,
     addEvents,
     addDeliveries,
+    addOperationalEvents,
     addRedrive,
     addTail,
     addListen,

@@ -1,5 +1,4 @@
 import { create, fromJson, type JsonValue, type MessageInitShape, toBinary } from "@bufbuild/protobuf";
-import { timestampNow } from "@bufbuild/protobuf/wkt";
 import { Code } from "@connectrpc/connect";
 import type { Command } from "commander";
 import { RetryInfoSchema } from "../../gen/google/rpc/error_details_pb.ts";
@@ -39,7 +38,8 @@ export function addPublish(program: Command): void {
     .summary("publish one event, or a file of them")
     .description(
       "Publishes an event and says how many deliveries it became. With --file: events as JSON, one object or one a line, " +
-        "in the fields of nuncio.v1.Event; --tenant goes into those that name none.",
+        "in the fields of nuncio.v1.Event; --tenant goes into those that name none. An event carries the whole user: what is " +
+        "not given is unset for whoever receives it.",
     )
     .option("--file <file>", "events as JSON; - is standard input")
     .option("--id <id>", "the event's id, which makes trying again safe (default: the server makes one)")
@@ -53,7 +53,7 @@ export function addPublish(program: Command): void {
       `${wordsOf(UserStatusSchema).join(", ")} (default: what the type implies)`,
       wordParser<UserStatus>(UserStatusSchema),
     )
-    .option("--changed <paths...>", "what an update changed, such as displayName")
+    .option("--changed <paths...>", "what changed, such as displayName; an update needs it")
     .option("--reason <text>")
     .addHelpText(
       "after",
@@ -91,7 +91,6 @@ function toEvent(
     id: id ?? "",
     tenantId,
     type,
-    occurTime: timestampNow(),
     user: {
       id: userId,
       status: status ?? IMPLIED_STATUS[type] ?? UserStatus.UNSPECIFIED,
@@ -112,6 +111,7 @@ async function publishFile(session: Session, file: string): Promise<void> {
   const { out, nuncio } = session;
   const events = readEvents(readText(file), session.tenantIdOrNone);
   const refused = { forGood: 0, forNow: 0 };
+  const refusedOf = new Map<string, number>();
   let asked = 0;
   for (const batch of batchesOf(events)) {
     const { results } = await nuncio.events.batchPublish({ events: batch }).catch((error: unknown) => {
@@ -120,7 +120,19 @@ async function publishFile(session: Session, file: string): Promise<void> {
     });
     for (const [j, result] of results.entries()) {
       const { case: kind, value } = result.result;
-      if (kind === "failure") refused[isForNow(value) ? "forNow" : "forGood"] += 1;
+      const event = batch[j] as Event;
+      const user = JSON.stringify([event.tenantId, event.user?.id]);
+      const behind = refusedOf.get(user);
+      if (kind === "failure") {
+        refused[isForNow(value) ? "forNow" : "forGood"] += 1;
+        refusedOf.set(user, behind ?? asked + j + 1);
+      } else if (behind !== undefined) {
+        out.note(
+          `event ${asked + j + 1} has overtaken event ${behind} of the same user, which was refused: published later, that ` +
+            "would come after it. Publish what is true of the user now instead.",
+        );
+        refusedOf.delete(user);
+      }
       if (out.isJson) out.message(PublishResultSchema, result);
       else if (kind === "success") out.say(describe(value));
       else out.say(`event ${asked + j + 1}: ${Code[value?.code ?? 0] ?? ""} ${harmless(value?.message ?? "")}`);

@@ -123,8 +123,16 @@ export function readBytes(file: string): Buffer {
   }
 }
 
+let hasOwnEnd = false;
+
+/** Whether the command that runs comes to an end of its own when nobody reads it any more. */
+export function endsByItself(): boolean {
+  return hasOwnEnd;
+}
+
 /** Ends when the user has had enough: for commands that go on by themselves. The signal is no fault. */
 export function untilInterrupted(): AbortSignal {
+  hasOwnEnd = true;
   const ending = new AbortController();
   for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(name, () => ending.abort());
   // A pipe whose reader has gone: nobody reads the rest.

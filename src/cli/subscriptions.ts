@@ -7,6 +7,7 @@ import {
   ContentTypeSchema,
   type RetryPolicy,
   SubscriptionOrderingSchema,
+  SubscriptionState,
   SubscriptionStateSchema,
   type WebhookSubscription,
   WebhookSubscriptionSchema,
@@ -292,9 +293,14 @@ function saySecret({ out }: Session, secret: string): void {
   out.say(`\nSigning secret, shown this once:\n\n  ${secret}\n`);
 }
 
-function stateOf({ state, stateReason }: WebhookSubscription): string {
+/** From so many failures in a row on only one attempt is made now and then: see `consecutive_failures` in the proto. */
+const FAILING_FROM = 10;
+
+function stateOf({ state, stateReason, consecutiveFailures }: WebhookSubscription): string {
   const word = toWord(SubscriptionStateSchema, state);
-  return stateReason === "" ? word : `${word} (${stateReason})`;
+  if (stateReason !== "") return `${word} (${stateReason})`;
+  const isFailing = state === SubscriptionState.ENABLED && consecutiveFailures >= FAILING_FROM;
+  return isFailing ? `${word} (failing: a probe now and then)` : word;
 }
 
 function typesOf({ eventTypes }: WebhookSubscription): string {

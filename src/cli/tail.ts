@@ -42,6 +42,7 @@ async function tail(session: Session, options: TailOptions): Promise<void> {
   const watch = new Watch(session, options);
   await watch.look();
   out.note(`Watching ${session.tenantId} at ${session.address}; Ctrl-C ends.`);
+  let isAnswered = true;
   for (;;) {
     await delay(POLL_MS, undefined, { signal: stop }).catch(() => undefined);
     if (stop.aborted) return;
@@ -49,9 +50,12 @@ async function tail(session: Session, options: TailOptions): Promise<void> {
       const { deliveries, events } = await watch.look();
       for (const delivery of deliveries) printDelivery(out, delivery);
       for (const event of events) printOperationalEvent(out, event);
+      if (!isAnswered) out.note(`${clock()}  answered again`);
+      isAnswered = true;
     } catch (error) {
       if (!(error instanceof ConnectError && mayComeGood(error))) throw error;
-      out.note(`${clock()}  no answer (${harmless(error.rawMessage)}); trying again`);
+      if (isAnswered) out.note(`${clock()}  no answer (${harmless(error.rawMessage)}); trying again each second`);
+      isAnswered = false;
     }
   }
 }

@@ -45,7 +45,7 @@ export function verifyRequest(
 }
 
 function verifyStandard(request: ReceivedRequest, secrets: readonly Secret[], nowSeconds: number | undefined): Verdict {
-  const { headers, body } = request;
+  const { headers } = request;
   const header = "webhook-signature";
   const verdict = verdictOf("standard", header);
   const missing = ["webhook-id", "webhook-timestamp", header].filter((name) => !headers[name]);
@@ -63,12 +63,12 @@ function verifyStandard(request: ReceivedRequest, secrets: readonly Secret[], no
     const content: SignedContent = { id: headers["webhook-id"] ?? "", timestamp, body: bytes };
     return secrets.map((secret) => signStandard([toSigningKey(secret)], content));
   };
-  const match = judgeMatch(verdict, signatures, body, sign);
+  const match = judgeMatch(verdict, signatures, request, sign);
   return withTime(match, verdict, judgeTime("webhook-timestamp", timestamp, nowSeconds));
 }
 
 function verifyIdentity(request: ReceivedRequest, secrets: readonly Secret[], nowSeconds: number | undefined): Verdict {
-  const { headers, body } = request;
+  const { headers } = request;
   const header = "x-identity-signature";
   const verdict = verdictOf("identity", header);
   const value = headers[header];
@@ -86,7 +86,7 @@ function verifyIdentity(request: ReceivedRequest, secrets: readonly Secret[], no
       const signed = signIdentity([toSigningKey(secret)], { id: "", timestamp, body: bytes });
       return signed.slice(signed.indexOf("v1="));
     });
-  const match = judgeMatch(verdict, signatures, body, sign);
+  const match = judgeMatch(verdict, signatures, request, sign);
   return withTime(match, verdict, judgeTime("its t", timestamp, nowSeconds));
 }
 
@@ -129,7 +129,7 @@ function withTime(match: Verdict, verdict: MakeVerdict, untimely: Untimely | und
 function judgeMatch(
   verdict: MakeVerdict,
   signatures: readonly string[],
-  body: Buffer,
+  { headers, body }: ReceivedRequest,
   sign: (body: Buffer) => readonly string[],
 ): Verdict {
   const matches = (bytes: Buffer) => {
@@ -144,6 +144,13 @@ function judgeMatch(
     return before !== undefined && !before.equals(body) && matches(before) >= 0;
   });
   if (change !== undefined) return verdict("NO_MATCH", change.explanation);
+  const length = headers["content-length"];
+  if (length !== undefined && Number(length) !== body.length) {
+    return verdict(
+      "NO_MATCH",
+      `the body has ${body.length} bytes and content-length says ${length}: it was cut or changed`,
+    );
+  }
   const none =
     signatures.length === 1
       ? "its signature matches no secret"

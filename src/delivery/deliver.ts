@@ -1,4 +1,4 @@
-import { type DeliveryId, formatDeliveryId } from "../core/ids.ts";
+import { type DeliveryId, formatDeliveryId, formatSubscriptionId } from "../core/ids.ts";
 import { parseRetryAfter } from "../core/retry-after.ts";
 import { decide } from "../core/retry-policy.ts";
 import type { ClaimedDelivery } from "../store/outbox/claim.ts";
@@ -108,6 +108,7 @@ async function attempt(
     phases,
     outcome,
     decision,
+    ids: { deliveryId, eventId: delivery.event.id, subscriptionId: formatSubscriptionId(target.subscriptionUuid) },
   };
   return { record, holdMs: parseRetryAfter(outcome.httpStatus, retryAfter, endedAtMs) };
 }

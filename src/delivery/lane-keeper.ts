@@ -36,8 +36,13 @@ export type LaneKeeperOptions = {
 };
 
 export type LaneEvent =
-  | { readonly kind: "lane_failing" | "lane_recovered"; readonly lane: number }
-  | { readonly kind: "lane_disabled"; readonly lane: number; readonly reason: DisableReason }
+  | { readonly kind: "lane_failing" | "lane_recovered"; readonly lane: number; readonly subscriptionId?: string }
+  | {
+      readonly kind: "lane_disabled";
+      readonly lane: number;
+      readonly subscriptionId?: string;
+      readonly reason: DisableReason;
+    }
   | { readonly kind: "workers"; readonly count: number }
   | { readonly kind: "failed"; readonly step: "heartbeat" | "lanes" | "report" | "disable"; readonly error: unknown };
 
@@ -86,6 +91,11 @@ export class LaneKeeper {
   wake(keys: readonly number[]): void {
     const now = this.#options.nowMs();
     for (const key of keys) if (this.lanes.wake(key, now)) this.#mustPrepare = true;
+  }
+
+  /** There are lanes of which something has to be found out. */
+  hasStrangers(): void {
+    this.#mustPrepare = true;
   }
 
   /** Finds out what has to be known before lanes are picked; at once if nothing is missing. */
@@ -148,6 +158,7 @@ export class LaneKeeper {
     this.lanes.forgetIdle(beganAtMs);
     // Without a look that succeeded there is nothing since which to look.
     const isWhole = beganAtMs >= this.#wholeAtMs || this.#lookedAtMs === Number.NEGATIVE_INFINITY;
+    void this.report();
     if (!isWhole && beganAtMs < this.#partialAtMs) return { lanes: 0, orphaned: [] };
     const orphaned: number[] = [];
     let lanes = 0;
@@ -170,7 +181,6 @@ export class LaneKeeper {
       else this.#partialAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_LOOK_MS);
     }
     this.#mustPrepare = true;
-    void this.report();
     return { lanes, orphaned };
   }
 

@@ -114,9 +114,17 @@ export class Lane {
       openUntilMs: breakerForMs === undefined ? undefined : nowMs + breakerForMs,
     };
     this.#heldUntilMs = at(sighting.heldForMs);
-    this.#succeededAtMs = succeededAgoMs === undefined ? Number.NEGATIVE_INFINITY : nowMs - succeededAgoMs;
+    const knownAtMs = succeededAgoMs === undefined ? Number.NEGATIVE_INFINITY : nowMs - succeededAgoMs;
+    // Reported under a revision that had passed, and so not written down.
+    if (this.#succeededAtMs > knownAtMs + REPORT_SUCCESS_EVERY_MS) this.#unreported ??= { event: undefined };
+    this.#succeededAtMs = Math.max(this.#succeededAtMs, knownAtMs);
     this.#failingSinceMs = failingForMs === undefined ? undefined : nowMs - failingForMs;
     if (recoveringForMs !== undefined && recoveringForMs < RECOVERY_MS) this.#recover(nowMs - recoveringForMs);
+  }
+
+  /** Whether something about the subscription has changed since the lane was last looked at. */
+  isOlderThan(revision: number): boolean {
+    return this.#revision < revision;
   }
 
   breakerState(nowMs: number): BreakerState {

@@ -74,14 +74,21 @@ export class Lanes {
     lane.wake(nowMs + sighting.dueInMs);
   }
 
-  /** The limits that the revision of a claim brought, which has so many rows of the lane. */
+  /**
+   * The limits that the revision of a claim brought, which has so many rows of the lane. Returns whether the rest of what is
+   * known of the lane is older, and has to be found out: what is learned under an old revision counts for nothing.
+   */
   setLimits(
     limits: Pick<LaneSighting, "lane" | "revision" | "maxInFlight" | "requestsPerSecond">,
     claimed: number,
     nowMs: number,
-  ): void {
+  ): boolean {
     const { maxInFlight } = this.#options;
-    this.#lanes.get(limits.lane)?.setLimits(limits, { nowMs, maxInFlight, claimed });
+    const lane = this.#lanes.get(limits.lane);
+    lane?.setLimits(limits, { nowMs, maxInFlight, claimed });
+    const isOld = lane?.isOlderThan(limits.revision) ?? false;
+    if (isOld) this.#strangers.add(limits.lane);
+    return isOld;
   }
 
   /** Whether the lane has more on its way than its limits allow now. */

@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import type { Sql } from "postgres";
 import type { BreakerState } from "../core/breaker.ts";
 import { type EndReason, timeLimitWithin } from "../core/delivery.ts";
-import type { Uuid } from "../core/ids.ts";
+import { formatSubscriptionId, type Uuid } from "../core/ids.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
 import { type Ended, endDeliveries } from "../store/outbox/end.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
@@ -121,7 +121,11 @@ class Loop implements DeliveryLoop {
   constructor(deps: LoopDependencies) {
     this.#deps = deps;
     const { sql, patient, nowMs, orderHoldMs, onEvent } = deps;
-    this.#keeper = new LaneKeeper({ ...deps, onOpened: () => this.wake(undefined) });
+    this.#keeper = new LaneKeeper({
+      ...deps,
+      onEvent: (event) => onEvent("lane" in event ? this.#withId(event) : event),
+      onOpened: () => this.wake(undefined),
+    });
     this.#sweeper = new Sweeper({
       sql,
       patient,
@@ -241,6 +245,12 @@ class Loop implements DeliveryLoop {
     if (count > 0) this.#deps.onEvent({ kind: "leases_lost", count });
   }
 
+  /** With the subscription's id, by which everybody outside knows the lane. */
+  #withId<Event extends { readonly lane: number }>(event: Event): Event {
+    const target = this.#deps.targets.get(event.lane);
+    return target ? { ...event, subscriptionId: formatSubscriptionId(target.subscriptionUuid) } : event;
+  }
+
   #freeSlots(): number {
     return this.#deps.concurrency - this.#inFlight;
   }
@@ -300,7 +310,7 @@ class Loop implements DeliveryLoop {
     };
     for (const { subscriptionKey: lane, count } of countByLane(claimed)) {
       const target = targets.get(lane);
-      if (target) this.#lanes.setLimits({ ...target, lane }, count, this.#deps.nowMs());
+      if (target && this.#lanes.setLimits({ ...target, lane }, count, this.#deps.nowMs())) this.#keeper.hasStrangers();
     }
     for (const delivery of claimed) {
       const target = targets.get(delivery.subscriptionKey);

@@ -1,6 +1,7 @@
 import { sql } from "drizzle-orm";
 import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import type { Sql } from "postgres";
+import { FAILURES_TO_OPEN } from "../core/breaker.ts";
 import { toCode } from "../core/codes.ts";
 import { DISABLE_REASONS, type DisableReason, toOperationalEventTypeCode } from "../core/operational-event.ts";
 import { toArrayText } from "./array-text.ts";
@@ -22,9 +23,13 @@ export async function stopLaneClock(orm: Writer, { subscriptionKey, tenantKey }:
 
 /**
  * A new beginning, on Resume: whatever was held against the lane is forgotten, its clock goes on, and what waited comes
- * due spread over a minute.
+ * due spread over a minute. After trouble the next success is announced.
  */
-export async function restartLane(orm: Writer, { subscriptionKey, tenantKey }: Lane): Promise<void> {
+export async function restartLane(
+  orm: Writer,
+  { subscriptionKey, tenantKey }: Lane,
+  { wasDisabled }: { wasDisabled: boolean },
+): Promise<void> {
   const fresh = {
     stoppedSince: null,
     heldUntil: null,
@@ -36,11 +41,12 @@ export async function restartLane(orm: Writer, { subscriptionKey, tenantKey }: L
   };
   await orm
     .insert(laneStates)
-    .values({ subscriptionKey, tenantKey, ...fresh })
+    .values({ subscriptionKey, tenantKey, ...fresh, recoveryDue: wasDisabled })
     .onConflictDoUpdate({
       target: laneStates.subscriptionKey,
       set: {
         ...fresh,
+        recoveryDue: sql`${laneStates.recoveryDue} OR ${wasDisabled} OR ${laneStates.consecutiveFailures} >= ${FAILURES_TO_OPEN}`,
         stoppedFor: sql`${laneStates.stoppedFor} + coalesce(now() - ${laneStates.stoppedSince}, '0')`,
       },
     });

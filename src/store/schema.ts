@@ -273,6 +273,8 @@ export const laneStates = nuncio.table("lane_states", {
   consecutiveFailures: integer("consecutive_failures").notNull().default(0),
   /** The first failure since the last success. */
   failingSince: time("failing_since"),
+  /** It was resumed after trouble, and nobody has been told yet that it succeeds again. */
+  recoveryDue: boolean("recovery_due").notNull().default(false),
 });
 
 /** What each attempt met; append-only, partitioned by day of `started_at`. A delivered delivery lives on only here. */

@@ -44,7 +44,8 @@ export async function updateSubscription(
   return changeSubscription(orm, tenantId, subscriptionUuid, async (tx, full) => {
     const current = toSubscription(full, tenantId);
     const isNewUrl = change.url !== undefined && change.url !== current.url;
-    if (isNewUrl) await restartLane(tx, full.subscription);
+    // Another receiver: what was wrong with the old one is nothing that this one recovers from.
+    if (isNewUrl) await restartLane(tx, full.subscription, { wasDisabled: false });
     if (isNewUrl && current.state !== "ENABLED") await stopLaneClock(tx, full.subscription);
     return {
       ...toColumns({ ...current, ...change }),
@@ -114,7 +115,7 @@ export async function resumeSubscription(
   subscriptionUuid: Uuid,
 ): Promise<Changed> {
   return changeSubscription(orm, tenantId, subscriptionUuid, async (tx, { subscription: current }) => {
-    await restartLane(tx, current);
+    await restartLane(tx, current, { wasDisabled: current.state === toCode(SUBSCRIPTION_STATES, "DISABLED") });
     return { state: toCode(SUBSCRIPTION_STATES, "ENABLED"), stateReason: "" };
   });
 }

@@ -128,11 +128,14 @@ describe("nuncio", () => {
       4,
       /^The key is not one line/,
     ],
+    ["something else there", ["subscriptions", "list", "--address", "OPERATIONS"], 5, /is --address its RPC port/],
     ["nobody there", ["subscriptions", "list", "--address", "127.0.0.1:1"], 5, /is it running/],
   ])("ends with a code of its own for %s", async (_, args, code, message) => {
     await file("wrong-key", "some_other_key_of_nobody\n");
     await file("two-lines", "the_first_half\nand_the_second\n");
-    const result = await tenantOf("acme").run(args);
+    const result = await tenantOf("acme").run(
+      args.map((arg) => (arg === "OPERATIONS" ? (env.NUNCIO_OPERATIONS_LISTEN ?? "") : arg)),
+    );
     expect(result).toMatchObject({ code, stdout: "" });
     expect(result.stderr).toMatch(message);
     expect(result.stderr).not.toContain("    at ");
@@ -155,6 +158,7 @@ describe("nuncio publish", () => {
     const { run, json } = tenantOf(newTenant());
     const args = ["publish", "--id", "e_1", "--type", "user.created", "--user", "u_1", "--display-name", "Zoë"];
     expect(await run(args)).toMatchObject({ code: 0, stdout: "e_1  0 deliveries\n" });
+    expect(await run(args)).toMatchObject({ code: 0, stdout: "e_1  known already: nothing was stored\n" });
     expect(await json(["events", "get", "e_1"])).toMatchObject([
       { event: { id: "e_1", user: { id: "u_1", displayName: "Zoë", status: "USER_STATUS_ACTIVE" } } },
     ]);
@@ -177,6 +181,24 @@ describe("nuncio publish", () => {
     expect(stdout).toContain("event 111: InvalidArgument");
     expect(await json(["events", "list", "--limit", "500"])).toHaveLength(119);
     expect(await json(["events", "list", "--user", "u_2"])).toEqual([]);
+  });
+
+  it("says which events have overtaken a refused one of the same user", async () => {
+    const { run } = tenantOf(newTenant());
+    const event = (id: string, type: string, user: string) => ({
+      id,
+      type: `EVENT_TYPE_USER_${type}`,
+      user: { id: user, status: "USER_STATUS_ACTIVE" },
+    });
+    const events = [
+      event("e_1", "CREATED", "u_1"),
+      event("e_2", "UPDATED", "u_1"),
+      event("e_3", "CREATED", "u_2"),
+      event("e_4", "REACTIVATED", "u_1"),
+    ];
+    const { code, stderr } = await run(["publish", "--file", "-"], JSON.stringify(events));
+    expect(code).toBe(3);
+    expect(stderr).toMatch(/^event 4 has overtaken event 2 of the same user/);
   });
 
   it("names the line that is not even JSON", async () => {
@@ -379,6 +401,20 @@ describe("a list", () => {
   });
 });
 
+describe("nuncio operational-events", () => {
+  it("tells what was given up", async () => {
+    const { run, json, id, publish, untilState } = await subscribed(500);
+    expect((await run(["ops"])).stdout).toMatch(/Nothing has happened/);
+    await json(["subscriptions", "update", id, "--retry", "1s"]);
+    await publish("e_1");
+    await untilState("e_1", "dead-lettered");
+    expect((await run(["operational-events", "--subscription", id])).stdout).toMatch(
+      new RegExp(`delivery-dead-lettered +RETRIES_EXHAUSTED +1 +${id}`),
+    );
+    expect(await json(["operational-events", "--type", "subscription-disabled"])).toEqual([]);
+  });
+});
+
 describe("nuncio redrive", () => {
   it("starts a job and follows it to its end, with progress", async () => {
     const { run, json, id, publish, answer, receiver, untilState } = await subscribed(500);
@@ -471,6 +507,16 @@ describe("nuncio listen", () => {
     expect(await json(["subscriptions", "list"])).toHaveLength(1);
     listen.child.kill("SIGINT");
     expect(await listen.ended).toMatchObject({ code: 0 });
+    expect(await json(["subscriptions", "list"])).toEqual([]);
+  });
+
+  it("unsubscribes also when nobody reads what it prints any more", async () => {
+    const { start, json } = tenantOf(newTenant());
+    const listen = start(["listen", "--no-body"]);
+    await listen.line(/ listens at /);
+    listen.child.stdout?.destroy();
+    await json(["publish", "--id", "e_1", "--type", "user.created", "--user", "u_1"]);
+    expect(await listen.ended).toMatchObject({ code: 0, stderr: expect.stringMatching(/is unsubscribed/) });
     expect(await json(["subscriptions", "list"])).toEqual([]);
   });
 

@@ -406,6 +406,21 @@ describe("a lane", () => {
     expect(lanes.takeReports(5_000)).toMatchObject([{ event: "subscription.recovered" }]);
   });
 
+  it("are made again once the lane's new revision is known, of what was learned under the old one", () => {
+    const lanes = ownLanes(10);
+    lanes.sight(sighting(1, { dueInMs: 0, succeededAgoMs: undefined }), 0);
+    lanes.claimed(lanes.pick(0, 1), deliveries(1, 1), 0);
+    // Resumed meanwhile, twice: nothing is pending, so that no look at the outbox would tell.
+    const limits = { lane: 1, revision: 3, maxInFlight: undefined, requestsPerSecond: undefined };
+    expect(lanes.setLimits(limits, 1, 60_000)).toBe(true);
+    expect(lanes.takeStrangers()).toEqual([1]);
+    succeed(lanes, 1, 65_000);
+    expect(lanes.takeReports(65_000)).toMatchObject([{ revision: 1 }]);
+    lanes.sight(sighting(1, { revision: 3, succeededAgoMs: 90_000 }), 66_000);
+    expect(lanes.takeReports(66_000)).toMatchObject([{ revision: 3, succeededAgoMs: 1_000 }]);
+    expect(lanes.setLimits(limits, 0, 67_000)).toBe(false);
+  });
+
   it("need not be told of for each of its successes", () => {
     const lanes = ownLanes(10);
     lanes.sight(sighting(1, { dueInMs: 0, succeededAgoMs: undefined }), 0);

@@ -153,3 +153,55 @@ describe("disable", () => {
     });
   });
 });
+
+describe("a recovery", () => {
+  const eventsOf = async (lane: number) =>
+    (
+      await db.admin<{ type: number; count: number }[]>`
+        SELECT type, count FROM nuncio.operational_events WHERE subscription_key = ${lane} ORDER BY first_at, type`
+    ).map(({ type, count }) => [type, count]);
+  const [DISABLED, FAILING, RECOVERED] = [1, 2, 3];
+
+  it("is told with the first success after a Resume of what was failing, once", async () => {
+    const tenant = newTenant();
+    const { lane, uuid } = await addSubscription(db, tenant);
+    await write(
+      report(lane, {
+        consecutiveFailures: 12,
+        breakerForMs: 60_000,
+        failingForMs: 60_000,
+        event: "subscription.failing",
+      }),
+    );
+    await resumeSubscription(db.server.orm, tenant, uuid);
+    await resumeSubscription(db.server.orm, tenant, uuid);
+    // A success from before, and one that was learned under the old revision, say nothing.
+    await write(report(lane, { revision: 3, succeededAgoMs: 60_000 }));
+    await write(report(lane, { revision: 1, succeededAgoMs: 0 }));
+    expect(await eventsOf(lane)).toEqual([[FAILING, 1]]);
+    await write(report(lane, { revision: 3, succeededAgoMs: 0 }));
+    await write(report(lane, { revision: 3, succeededAgoMs: 0 }));
+    expect(await eventsOf(lane)).toEqual([
+      [FAILING, 1],
+      [RECOVERED, 1],
+    ]);
+  });
+
+  it("is told of what was disabled, not of what was only paused, and not twice where the worker says so itself", async () => {
+    const tenant = newTenant();
+    const [gone, paused] = [await addSubscription(db, tenant), await addSubscription(db, tenant)];
+    await disableSubscription(db.worker.hot, gone.lane, "gone");
+    await pauseSubscription(db.server.orm, tenant, paused.uuid);
+    for (const { uuid } of [gone, paused]) await resumeSubscription(db.server.orm, tenant, uuid);
+    await write(
+      report(gone.lane, { revision: 3, succeededAgoMs: 0, event: "subscription.recovered" }),
+      report(paused.lane, { revision: 3, succeededAgoMs: 0 }),
+    );
+    await write(report(gone.lane, { revision: 3, succeededAgoMs: 0 }));
+    expect(await eventsOf(gone.lane)).toEqual([
+      [DISABLED, 1],
+      [RECOVERED, 1],
+    ]);
+    expect(await eventsOf(paused.lane)).toEqual([]);
+  });
+});

@@ -20,6 +20,8 @@ export type AttemptRecord = {
   readonly phases: PhaseDurations;
   readonly outcome: Outcome;
   readonly decision: Decision;
+  /** What everybody outside calls it; for the log, and not stored. */
+  readonly ids?: { readonly deliveryId: string; readonly eventId: string; readonly subscriptionId: string };
 };
 
 /** What the records changed beside their own deliveries. */
