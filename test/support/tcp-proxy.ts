@@ -22,11 +22,14 @@ export async function openTcpProxy(target: { hostname: string; port: string }): 
   const sockets = new Set<Socket>();
   let generation = 0;
   let delayMs = 0;
+  /** That which is over, once it is: whatever still waits does so for this long. */
+  let lastDelayMs = 0;
   let silent = { toTarget: false, toClient: false };
   let trigger: { bytes: string; seen: () => void } | undefined;
   const server = createServer((client) => {
     const upstream = connect(Number(target.port), target.hostname);
     const born = generation;
+    let waiting = 0;
     const isSilent = (direction: "toTarget" | "toClient") => silent[direction] || born < generation;
     for (const socket of [client, upstream]) {
       sockets.add(socket);
@@ -43,9 +46,15 @@ export async function openTcpProxy(target: { hostname: string; port: string }): 
     });
     upstream.on("data", (data) => {
       if (isSilent("toClient")) return;
-      // Timers of one length fire in their order: the bytes keep theirs.
-      if (delayMs > 0) setTimeout(() => client.write(data), delayMs);
-      else client.write(data);
+      // Timers of one length fire in their order. What comes when the delay is over waits for what was delayed: bytes that
+      // overtake others are no slow Postgres but a broken one.
+      if (delayMs > 0 || waiting > 0) {
+        waiting += 1;
+        setTimeout(() => {
+          waiting -= 1;
+          client.write(data);
+        }, lastDelayMs);
+      } else client.write(data);
     });
     client.on("close", () => upstream.destroy());
     upstream.on("close", () => client.destroy());
@@ -80,6 +89,7 @@ export async function openTcpProxy(target: { hostname: string; port: string }): 
     },
     delay(ms) {
       delayMs = ms;
+      lastDelayMs = ms;
       return {
         end() {
           delayMs = 0;
