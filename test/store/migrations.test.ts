@@ -147,6 +147,11 @@ describe("migrateDatabase", () => {
       leased.map((delivery) => recordOf(delivery)),
     );
     expect(result).toMatchObject({ stale: [false, false], promoted: [lane, lane] });
+    // As a worker from before 0014 looks for lanes: by no index of its own any more, and right all the same.
+    const [seen] = await sql`
+      SELECT q.subscription_key, q.next_at <= now() AS is_due FROM nuncio.outbox q
+      WHERE q.subscription_key > 0 AND q.next_at >= '-infinity' ORDER BY q.subscription_key, q.next_at LIMIT 1`;
+    expect(seen).toEqual({ subscription_key: lane, is_due: true });
     const followers = await claim();
     expect(followers).toMatchObject([{ redrive: false }, { redrive: false }]);
     await recordAttempts(
