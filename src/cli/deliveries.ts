@@ -53,7 +53,7 @@ export function addDeliveries(program: Command): void {
     .action(withSession(cancel));
 }
 
-export function withFilter(command: Command): Command {
+function withFilter(command: Command): Command {
   return command
     .option("--subscription <id>", "of this subscription")
     .option("--state <states>", wordsOf(DeliveryStateSchema).join(", "), collecting(wordParser(DeliveryStateSchema)))
@@ -64,7 +64,7 @@ export function withFilter(command: Command): Command {
     .option("--before <time>", "of events accepted before", parseTime);
 }
 
-export function toRequest(
+function toRequest(
   tenantId: string,
   { subscription, state, type, event, user, after, before }: DeliveryFilter,
 ): MessageInitShape<typeof ListDeliveriesRequestSchema> {

@@ -4,20 +4,16 @@ import { type Timestamp, timestampDate, timestampMs } from "@bufbuild/protobuf/w
 import { ConnectError } from "@connectrpc/connect";
 import { Presets, SingleBar } from "cli-progress";
 import type { Command } from "commander";
-import { type DeliveryState, DeliveryStateSchema } from "../../gen/nuncio/v1/delivery_pb.ts";
-import { type EventType, EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
+import { DeliveryStateSchema } from "../../gen/nuncio/v1/delivery_pb.ts";
+import { EventTypeSchema } from "../../gen/nuncio/v1/event_pb.ts";
 import { type Redrive, RedriveSchema, RedriveState } from "../../gen/nuncio/v1/redrive_pb.ts";
+import type { DeliveryFilter } from "./deliveries.ts";
 import { CliError, EXIT, mayComeGood } from "./exit-codes.ts";
 import type { Output } from "./output.ts";
 import { type Session, untilInterrupted, withSession } from "./session.ts";
 import { collecting, parseTime, wordParser, wordsOf } from "./words.ts";
 
-type RedriveOptions = {
-  readonly subscription?: string;
-  readonly after?: Timestamp;
-  readonly before?: Timestamp;
-  readonly state?: DeliveryState[];
-  readonly type?: EventType[];
+type RedriveOptions = Pick<DeliveryFilter, "subscription" | "state" | "type" | "after" | "before"> & {
   readonly includeMissed?: boolean;
   readonly includeOvertaken?: boolean;
   readonly requestId?: string;

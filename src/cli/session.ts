@@ -102,17 +102,9 @@ function findKey({ keyFile }: GlobalOptions): string {
   );
 }
 
-/** A file as the user named it: npm runs commands in the project's folder and says where it was called. */
-export function userPath(file: string): string {
-  return resolve(process.env.INIT_CWD ?? process.cwd(), file);
-}
-
+/** A file as the user named it (`-`: standard input), without the space around it. */
 export function readText(file: string): string {
-  try {
-    return readFileSync(file === "-" ? 0 : userPath(file), "utf8").trim();
-  } catch (cause) {
-    throw new CliError(EXIT.usage, `Cannot read ${file}: ${(cause as Error).message}`, { cause });
-  }
+  return readBytes(file).toString("utf8").trim();
 }
 
 export function readBytes(file: string): Buffer {
@@ -121,6 +113,11 @@ export function readBytes(file: string): Buffer {
   } catch (cause) {
     throw new CliError(EXIT.usage, `Cannot read ${file}: ${(cause as Error).message}`, { cause });
   }
+}
+
+/** A path as the user meant it: npm runs commands in the project's folder and says where it was called. */
+function userPath(file: string): string {
+  return resolve(process.env.INIT_CWD ?? process.cwd(), file);
 }
 
 let hasOwnEnd = false;
