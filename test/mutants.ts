@@ -12,8 +12,10 @@ export type Mutant = {
 
 const ORDER_SQL = "drizzle/0007_order_and_endings.sql";
 const PROMOTE_SQL = "drizzle/0011_bounded_promotion.sql";
-/** Append, claim and record as they are now. */
+/** Append and record as they are now. */
 const HOT_SQL = "drizzle/0014_plans_that_hold.sql";
+/** Claim and looks as they are now. */
+const CLAIM_SQL = "drizzle/0017_leases_stay_in_place.sql";
 
 /** Every guarantee that a careless change could take away without anybody seeing it. `npm run mutants` tries each. */
 export const MUTANTS: readonly Mutant[] = [
@@ -250,6 +252,29 @@ BEGIN
     from: "AND (q.user_key, q.subscription_key) <= (m.order_key, m.subscription_key) LIMIT 1",
     to: "AND q.user_key <= m.order_key LIMIT 1",
     tests: ["test/store/order.test.ts"],
+  },
+  {
+    name: "a claim that takes what is leased",
+    file: CLAIM_SQL,
+    from: `AND q.next_at < 'infinity' AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+        AND q.lost_claims`,
+    to: `AND q.next_at < 'infinity'
+        AND q.lost_claims`,
+    tests: ["test/store/outbox.test.ts"],
+  },
+  {
+    name: "a claim that touches an index",
+    file: CLAIM_SQL,
+    from: "SET lease_expires_at = now() + lease_ms",
+    to: "SET next_at = q.next_at + interval '1 microsecond', lease_expires_at = now() + lease_ms",
+    tests: ["test/store/outbox.test.ts"],
+  },
+  {
+    name: "a worker that never looks for what another's leases leave",
+    file: "src/delivery/lane.ts",
+    from: "nowMs < this.#foreign.untilMs) return false;\n    this.#foreign = { count: 0, untilMs: 0 };\n    return true;",
+    to: "nowMs < this.#foreign.untilMs) return false;\n    this.#foreign = { count: 0, untilMs: 0 };\n    return false;",
+    tests: ["test/delivery/lanes.test.ts"],
   },
   {
     name: "a hot statement that any index may serve",

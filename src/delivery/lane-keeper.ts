@@ -50,6 +50,8 @@ const PAGE = 1_000;
 /** A backlog longer than this is spread over the minute as if it were this long. */
 const MOST_COUNTED = 100_000;
 const PACED_AT_ONCE = 16;
+/** Rows without a lease that may stand between leased ones at the beginning of a lane: late commits, and what is quarantined. */
+const UNLEASED_BETWEEN = 256;
 const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole: the time limit of statements. */
 const LATE_COMMIT_MS = 5_000;
@@ -110,16 +112,16 @@ export class LaneKeeper {
   }
 
   async #prepare(): Promise<void> {
-    const { sql, nowMs, leaseMs } = this.#options;
+    const { sql, nowMs, maxInFlight } = this.#options;
     this.#mustPrepare = false;
-    const strangers = this.lanes.takeStrangers();
+    const strangers = [...this.lanes.takeStrangers(), ...this.lanes.takeReturned(nowMs())];
     try {
       for (let i = 0; i < strangers.length; i += PAGE) await this.#meet(strangers.slice(i, i + PAGE));
       const uncounted = this.lanes.uncounted();
       for (let i = 0; i < uncounted.length; i += PAGE) {
         const keys = uncounted.slice(i, i + PAGE);
         await this.#meet(keys);
-        this.lanes.counted(keys, await countLeases(sql, keys, leaseMs), nowMs());
+        this.lanes.counted(keys, await countLeases(sql, keys, maxInFlight * 4 + UNLEASED_BETWEEN), nowMs());
       }
       await this.#paceSome();
     } catch (error) {

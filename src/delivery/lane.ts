@@ -182,6 +182,13 @@ export class Lane {
     this.#foreign = { count, untilMs };
   }
 
+  /** Whether the leases that were counted have ended; true once. */
+  takeReturned(nowMs: number): boolean {
+    if (!this.#foreign || this.#foreign.count === 0 || nowMs < this.#foreign.untilMs) return false;
+    this.#foreign = { count: 0, untilMs: 0 };
+    return true;
+  }
+
   get isUnpaced(): boolean {
     return this.isOwned && this.#recovery !== undefined && this.#recovery.pace === undefined;
   }

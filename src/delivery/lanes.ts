@@ -130,6 +130,14 @@ export class Lanes {
     }
   }
 
+  /**
+   * Lanes whose leases of others, once counted, have ended since this was last asked. What had no record is due again, and its
+   * time lies before all that was claimed since.
+   */
+  takeReturned(nowMs: number): number[] {
+    return [...this.#lanes.values()].filter((lane) => lane.takeReturned(nowMs)).map(({ key }) => key);
+  }
+
   /** Lanes that recover, and of which it is not known how many wait. */
   unpaced(): number[] {
     return [...this.#lanes.values()].filter((lane) => lane.isUnpaced).map(({ key }) => key);

@@ -161,8 +161,8 @@ export const subscriptionTests = nuncio.table("subscription_tests", {
 });
 
 /**
- * One row per unfinished delivery, the only hot and mutable table. `next_at` is when a claim may take the row: a lease
- * moves it to its own end, so an expired lease is simply due again and no reaper is needed.
+ * One row per unfinished delivery, the only hot and mutable table. `next_at` is from when on a claim may take the row, unless
+ * a live lease is on it: an expired one counts for nothing, so no reaper is needed. A claim changes no indexed column (ADR 13).
  */
 export const outbox = nuncio.table(
   "outbox",

@@ -265,6 +265,19 @@ describe("a lane", () => {
     expect(lanes.pick(20_000, 100)).toMatchObject([{ quota: 10 }]);
   });
 
+  it("is looked at once more when those leases end, since what they leave stands before all that was claimed", () => {
+    const lanes = ownLanes(10);
+    lanes.setWorkers([ME, "other"], 0);
+    lanes.setWorkers([ME], 1_000);
+    lanes.sight(sighting(1, { dueInMs: 0 }), 1_000);
+    lanes.counted([1], [{ lane: 1, count: 7, lastForMs: 20_000 }], 1_000);
+    expect(lanes.takeReturned(20_999)).toEqual([]);
+    expect(lanes.takeReturned(21_000)).toEqual([1]);
+    expect(lanes.takeReturned(21_000)).toEqual([]);
+    lanes.counted([1], [], 22_000);
+    expect(lanes.takeReturned(60_000)).toEqual([]);
+  });
+
   it("takes over, when it becomes ours, what its owner before has just written down", () => {
     const lanes = new Lanes({ worker: ME, slots: SLOTS, maxInFlight: 10, leaseMs: 25_000 });
     lanes.setWorkers([ME, "other"], -1_000_000);

@@ -48,7 +48,8 @@ const record = (claimed: readonly ClaimedDelivery[], decision?: Decision) =>
   );
 
 const makeDue = (lane: number) => db.admin`
-  UPDATE nuncio.outbox SET next_at = now() WHERE subscription_key = ${lane} AND isfinite(next_at)`;
+  UPDATE nuncio.outbox SET next_at = now(), lease_expires_at = CASE WHEN lease_token IS NOT NULL THEN now() END
+  WHERE subscription_key = ${lane} AND isfinite(next_at)`;
 
 const endsOf = async (lane: number) =>
   (
@@ -146,7 +147,7 @@ describe("the order of a user", () => {
       "it killed its workers",
       async (claimed) => {
         await db.admin`
-          UPDATE nuncio.outbox SET lost_claims = 9, next_at = now() WHERE event_key = ${claimed[0]?.eventKey ?? null}`;
+          UPDATE nuncio.outbox SET lost_claims = 9, lease_expires_at = now() WHERE event_key = ${claimed[0]?.eventKey ?? null}`;
         return endLostDeliveries(db.worker.hot, 100);
       },
     ],

@@ -4,7 +4,7 @@ import { describe, expect, it } from "vitest";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../../src/store/outbox/claim.ts";
 import { endDeliveries, endLostDeliveries } from "../../src/store/outbox/end.ts";
-import { listLanes } from "../../src/store/outbox/lanes.ts";
+import { countLeases, getLanes, listLanes, listLanesSince, scanLanes } from "../../src/store/outbox/lanes.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { releaseDeliveries } from "../../src/store/outbox/release.ts";
 import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscription-changes.ts";
@@ -32,7 +32,7 @@ function claim(lane: number, quota = 100, leaseMs = 25_000) {
 const failed = { kind: "http_status", httpStatus: 500, detail: "HTTP 500", excerpt: "oh\0no" } as const;
 
 const expireLease = (lane: number) => db.admin`
-  UPDATE nuncio.outbox SET next_at = now(), lease_expires_at = now() - interval '1 ms'
+  UPDATE nuncio.outbox SET lease_expires_at = now() - interval '1 ms'
   WHERE subscription_key = ${lane} AND lease_token IS NOT NULL`;
 
 const rowsOf = (lane: number) => db.admin`SELECT * FROM nuncio.outbox WHERE subscription_key = ${lane}`;
@@ -132,6 +132,34 @@ describe("claim", () => {
     const keys = claims.flat().map(({ eventKey }) => eventKey);
     expect(new Set(keys).size).toBe(keys.length);
     expect(keys).toHaveLength(200);
+  });
+
+  it("brings what it leased once more when the lease has ended, as due as it was before", async () => {
+    const tenant = newTenant();
+    const { lane } = await addSubscription(db, tenant);
+    await publish(tenant, 2);
+    const first = await claim(lane);
+    expect(first.map(({ wasLost }) => wasLost)).toEqual([false, false]);
+    await expireLease(lane);
+    const again = await claim(lane);
+    expect(again.map(({ wasLost }) => wasLost)).toEqual([true, true]);
+    expect(again.map(({ wasDueAtMs }) => wasDueAtMs)).toEqual(first.map(({ wasDueAtMs }) => wasDueAtMs));
+  });
+
+  it("changes no index: each page has room for what a claim makes of its rows", async () => {
+    const tenant = newTenant();
+    const { lane } = await addSubscription(db, tenant, { ordering: "PER_USER" });
+    const users = Array.from({ length: 400 }, (_, i) => toRow(draftEvent(tenant, { user: { id: `u_${i}` } })));
+    await appendEvents(db.server.hot, users, PENDING);
+    await db.worker.hot.begin(async (tx) => {
+      const lease = { leaseMs: 25_000, leaseToken: newToken() };
+      const picks = [{ lane, quota: 400, sinceMs: Number.NEGATIVE_INFINITY }];
+      expect(await claimDueDeliveries(tx as unknown as Sql, picks, lease)).toHaveLength(400);
+      const [updates] = await tx`
+        SELECT n_tup_upd::integer AS all, n_tup_hot_upd::integer AS without_an_index FROM pg_stat_xact_all_tables
+        WHERE relid = 'nuncio.outbox'::regclass`;
+      expect(updates).toEqual({ all: 400, without_an_index: 400 });
+    });
   });
 
   it("leaves out a lane that is being changed right now, and one that is paused or deleted", async () => {
@@ -275,6 +303,48 @@ describe("lanes", () => {
       { lane: paused.lane, dueInMs: Number.POSITIVE_INFINITY, deleted: false },
       { lane: gone.lane, dueInMs: expect.any(Number), deleted: true },
     ]);
+  });
+});
+
+describe("a lane of which all is leased", () => {
+  const looks = async (lane: number) => {
+    const sql = db.worker.hot;
+    const seen = await Promise.all([
+      listLanes(sql, { after: lane - 1, limit: 1 }),
+      listLanesSince(sql, { after: lane - 1, limit: 1, overdueMs: 60_000 }),
+      scanLanes(sql, lane - 1),
+      getLanes(sql, [lane]),
+    ]);
+    return seen.map((lanes) => lanes.find((found) => found.lane === lane)?.databaseDueAtMs ?? Number.POSITIVE_INFINITY);
+  };
+
+  it("has nothing due for any look, until the leases end", async () => {
+    const tenant = newTenant();
+    const { lane } = await addSubscription(db, tenant);
+    await publish(tenant, 2);
+    const before = await looks(lane);
+    expect(before.every(Number.isFinite)).toBe(true);
+    await claim(lane);
+    expect(await looks(lane)).toEqual(Array(4).fill(Number.POSITIVE_INFINITY));
+    await expireLease(lane);
+    expect(await looks(lane)).toEqual(before);
+  });
+
+  it("has its live leases counted, whatever stands before and behind them, and how long the last lasts", async () => {
+    const tenant = newTenant();
+    const { lane } = await addSubscription(db, tenant);
+    await publish(tenant, 2);
+    const before = await claim(lane);
+    await expireLease(lane);
+    await publish(tenant, 3);
+    const sinceMs = Math.max(...before.map(({ wasDueAtMs }) => wasDueAtMs)) + 0.01;
+    const lease = { leaseMs: 25_000, leaseToken: newToken() };
+    expect(await claimDueDeliveries(db.worker.hot, [{ lane, quota: 100, sinceMs }], lease)).toHaveLength(3);
+    await publish(tenant, 5);
+    const [found] = await countLeases(db.worker.hot, [lane], 100);
+    expect(found).toMatchObject({ lane, count: 3 });
+    expect(found?.lastForMs).toBeGreaterThan(20_000);
+    expect(found?.lastForMs).toBeLessThanOrEqual(25_000);
   });
 });
 

@@ -50,7 +50,7 @@ it("lets the worker vacuum the outbox where Postgres can allow it, and the serve
 it("clears away what is dead once it is worth the work", async ({ skip }) => {
   if ((await serverVersion()) < 170_000) skip();
   await db.admin`ALTER TABLE nuncio.outbox SET (autovacuum_enabled = off)`;
-  await (await openLane()).deliver(6_000);
+  await (await openLane()).deliver(11_000);
   const stopping = new AbortController();
   const events: VacuumEvent[] = [];
   await keepVacuumed(

@@ -143,17 +143,15 @@ export class Simulation {
   claim(picks: readonly LanePick[]): ClaimedDelivery[] {
     this.#tokens += 1;
     return picks.flatMap(({ lane, quota, sinceMs }) =>
-      this.#rowsOf(lane)
+      this.#unleasedOf(lane)
         .filter((row) => row.nextAtMs >= sinceMs && row.nextAtMs <= this.nowMs)
         .sort((a, b) => a.nextAtMs - b.nextAtMs)
         .slice(0, quota)
         .map((row) => {
-          const wasDueAtMs = row.nextAtMs;
           row.leaseUntilMs = this.nowMs + this.#settings.leaseMs;
-          row.nextAtMs = row.leaseUntilMs;
           row.token = this.#tokens;
           row.attempt += 1;
-          return toClaimed(row, { wasDueAtMs, nowMs: this.nowMs });
+          return toClaimed(row, this.nowMs);
         }),
     );
   }
@@ -192,7 +190,7 @@ export class Simulation {
     const later = (ms: number | undefined) => (ms === undefined ? undefined : ms + since);
     const sooner = (ms: number | undefined) => (ms === undefined ? undefined : ms - since);
     const held = sooner(state?.heldForMs);
-    const databaseDueAtMs = Math.min(...this.#rowsOf(lane).map(({ nextAtMs }) => nextAtMs));
+    const databaseDueAtMs = Math.min(...this.#unleasedOf(lane).map(({ nextAtMs }) => nextAtMs));
     return {
       lane,
       tenant,
@@ -226,7 +224,11 @@ export class Simulation {
   }
 
   due(lane: number): number {
-    return this.#rowsOf(lane).filter(({ nextAtMs }) => nextAtMs <= this.nowMs).length;
+    return this.#unleasedOf(lane).filter(({ nextAtMs }) => nextAtMs <= this.nowMs).length;
+  }
+
+  #unleasedOf(lane: number): Row[] {
+    return this.#rowsOf(lane).filter(({ leaseUntilMs }) => leaseUntilMs <= this.nowMs);
   }
 
   #rowsOf(lane: number): Row[] {
@@ -359,7 +361,8 @@ class SimulatedWorker {
 
   #claim(): void {
     const world = this.#world;
-    for (const lane of this.#lanes.takeStrangers()) this.#lanes.sight(world.sighting(lane), world.nowMs);
+    const strangers = [...this.#lanes.takeStrangers(), ...this.#lanes.takeReturned(world.nowMs)];
+    for (const lane of strangers) this.#lanes.sight(world.sighting(lane), world.nowMs);
     const uncounted = this.#lanes.uncounted();
     for (const lane of uncounted) this.#lanes.sight(world.sighting(lane), world.nowMs);
     const leases = uncounted.map((lane) => ({ lane, ...world.leases(lane) }));
@@ -420,7 +423,7 @@ class SimulatedWorker {
   }
 }
 
-function toClaimed(row: Row, { wasDueAtMs, nowMs }: { wasDueAtMs: number; nowMs: number }): ClaimedDelivery {
+function toClaimed(row: Row, nowMs: number): ClaimedDelivery {
   return {
     subscriptionKey: row.lane,
     revision: 1,
@@ -431,7 +434,7 @@ function toClaimed(row: Row, { wasDueAtMs, nowMs }: { wasDueAtMs: number; nowMs:
     wasLost: false,
     attempt: row.attempt,
     failures: row.failures,
-    wasDueAtMs,
+    wasDueAtMs: row.nextAtMs,
     claimedAtMs: nowMs,
     expiresAtMs: Number.POSITIVE_INFINITY,
     event: null,

@@ -42,7 +42,7 @@ export async function endLostDeliveries(sql: Sql, limit: number): Promise<Ended>
     sql,
     "WORKER_LOST",
     (tx) => tx`
-      q.lost_claims >= 2 AND q.next_at <= now()
+      q.lost_claims >= 2 AND q.next_at <= now() AND ${isUnleased(tx)}
       AND q.lost_claims + (q.lease_token IS NOT NULL)::integer >= ${LOST_CLAIMS_ENDED}::integer`,
     limit,
   );

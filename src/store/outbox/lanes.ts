@@ -65,8 +65,9 @@ export function scanLanes(sql: Sql, after: number): Promise<LaneSighting[]> {
       tx,
       tx`
         SELECT r.subscription_key, min(r.next_at) AS next_at
-        FROM (SELECT q.subscription_key, q.next_at FROM nuncio.outbox q OFFSET 0) AS r
+        FROM (SELECT q.subscription_key, q.next_at, q.lease_expires_at FROM nuncio.outbox q OFFSET 0) AS r
         WHERE r.subscription_key > ${after}::integer AND r.next_at < 'infinity'
+          AND (r.lease_expires_at IS NULL OR r.lease_expires_at <= now())
         GROUP BY r.subscription_key`,
     );
   });
@@ -141,7 +142,9 @@ export async function countDue(sql: Sql, lanes: readonly number[], limit: number
     CROSS JOIN LATERAL (
       SELECT count(*)::integer AS due FROM (
         SELECT FROM nuncio.outbox q
-        WHERE q.subscription_key = k.lane AND q.next_at <= now() AND q.next_at < 'infinity' LIMIT ${limit}::integer
+        WHERE q.subscription_key = k.lane AND q.next_at <= now() AND q.next_at < 'infinity'
+          AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+        LIMIT ${limit}::integer
       ) AS some_of_them
     ) AS waiting`;
   return new Map(rows.map(({ lane, due }) => [lane, due]));
@@ -150,14 +153,20 @@ export async function countDue(sql: Sql, lanes: readonly number[], limit: number
 /** The live leases of these lanes, which some worker holds, and how long the last of them lasts. */
 export type LiveLeases = { readonly lane: number; readonly count: number; readonly lastForMs: number };
 
-/** Served by `outbox_due`: a leased row stands at the end of its lease. */
-export async function countLeases(sql: Sql, lanes: readonly number[], longestLeaseMs: number): Promise<LiveLeases[]> {
+/**
+ * Leased rows are due rows, and those that came due first are leased first: so they stand at the beginning of a lane, before its
+ * backlog, and no more than `limit` rows of it are read. Served by `outbox_due`.
+ */
+export async function countLeases(sql: Sql, lanes: readonly number[], limit: number): Promise<LiveLeases[]> {
   const rows = await sql<{ lane: number; count: number; last_ms: number }[]>`
-    SELECT k.lane, count(*)::integer AS count, max(date_part('epoch', q.lease_expires_at - now()) * 1000) AS last_ms
+    SELECT k.lane, count(*)::integer AS count, max(date_part('epoch', f.lease_expires_at - now()) * 1000) AS last_ms
     FROM unnest(${lanes as number[]}::integer[]) AS k (lane)
-    JOIN nuncio.outbox q ON q.subscription_key = k.lane AND q.next_at > now() AND q.next_at < 'infinity'
-      AND q.next_at <= now() + ${longestLeaseMs}::integer * interval '1 millisecond'
-    WHERE q.lease_token IS NOT NULL AND q.lease_expires_at > now()
+    CROSS JOIN LATERAL (
+      SELECT q.lease_expires_at FROM nuncio.outbox q
+      WHERE q.subscription_key = k.lane AND q.next_at <= now() AND q.next_at < 'infinity'
+      ORDER BY q.next_at LIMIT ${limit}::integer
+    ) AS f
+    WHERE f.lease_expires_at > now()
     GROUP BY k.lane`;
   return rows.map((row) => ({ lane: row.lane, count: row.count, lastForMs: row.last_ms }));
 }
