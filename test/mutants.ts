@@ -12,8 +12,9 @@ export type Mutant = {
 
 const ORDER_SQL = "drizzle/0007_order_and_endings.sql";
 const PROMOTE_SQL = "drizzle/0011_bounded_promotion.sql";
-/** Append and record as they are now. */
+/** Record as it is now, and the index of what is due. */
 const HOT_SQL = "drizzle/0014_plans_that_hold.sql";
+const APPEND_SQL = "drizzle/0018_order_floors.sql";
 /** Claim and looks as they are now. */
 const CLAIM_SQL = "drizzle/0017_leases_stay_in_place.sql";
 
@@ -61,7 +62,7 @@ BEGIN
   },
   {
     name: "a publish that appends without the users' locks",
-    file: HOT_SQL,
+    file: APPEND_SQL,
     from: `  );
   PERFORM nuncio.lock_users(user_keys);
 `,
@@ -115,7 +116,7 @@ BEGIN
   },
   {
     name: "a follower that is due at once",
-    file: HOT_SQL,
+    file: APPEND_SQL,
     from: "m.order_key IS NOT NULL AND (m.is_behind OR earlier.found IS NOT NULL) AS waits",
     to: "m.order_key IS NOT NULL AND m.is_behind AS waits",
     tests: ["test/store/order.test.ts"],
@@ -248,7 +249,7 @@ BEGIN
   },
   {
     name: "an append that takes what another lane has of the user for its own",
-    file: HOT_SQL,
+    file: APPEND_SQL,
     from: "AND (q.user_key, q.subscription_key) <= (m.order_key, m.subscription_key) LIMIT 1",
     to: "AND q.user_key <= m.order_key LIMIT 1",
     tests: ["test/store/order.test.ts"],
@@ -275,6 +276,27 @@ BEGIN
     from: "nowMs < this.#foreign.untilMs) return false;\n    this.#foreign = { count: 0, untilMs: 0 };\n    return true;",
     to: "nowMs < this.#foreign.untilMs) return false;\n    this.#foreign = { count: 0, untilMs: 0 };\n    return false;",
     tests: ["test/delivery/lanes.test.ts"],
+  },
+  {
+    name: "a floor over what is being appended",
+    file: "src/store/outbox/order-floor.ts",
+    from: "if (row === undefined || row.still > 0) return false;",
+    to: "if (row === undefined) return false;",
+    tests: ["test/store/order-floor.test.ts"],
+  },
+  {
+    name: "a floor that forgets who is behind",
+    file: APPEND_SQL,
+    from: "CASE WHEN floor IS NULL OR m.subscription_key = ANY (behind) THEN 0 ELSE floor END",
+    to: "coalesce(floor, 0)",
+    tests: ["test/store/order-floor.test.ts"],
+  },
+  {
+    name: "an append that knows no floor",
+    file: APPEND_SQL,
+    from: "CASE WHEN floor IS NULL OR m.subscription_key = ANY (behind) THEN 0 ELSE floor END",
+    to: "0",
+    tests: ["test/store/order-floor.test.ts"],
   },
   {
     name: "a hot statement that any index may serve",

@@ -56,7 +56,7 @@ const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole: the time limit of statements. */
 const LATE_COMMIT_MS = 5_000;
 /** There is a look at the whole outbox this often, whatever it takes; and one at what has come due lately. */
-const LONGEST_WITHOUT_WHOLE_LOOK_MS = 30_000;
+const LONGEST_WITHOUT_WHOLE_LOOK_MS = 60_000;
 const LONGEST_WITHOUT_LOOK_MS = 5_000;
 /** Where the index takes longer than this, it is full of what has ended, and the rows themselves are read for a while. */
 const SLOW_INDEX_MS = 500;

@@ -419,6 +419,7 @@ class Loop implements DeliveryLoop {
   /** Beside the looks, which must not wait for it. */
   async #sweepWhole(): Promise<void> {
     try {
+      await this.#sweeper.raiseOrderFloor();
       await this.#sweeper.sweepWhole();
     } catch (error) {
       if (!this.#isDraining) this.#deps.onEvent({ kind: "failed", step: "sweep", error });

@@ -208,6 +208,15 @@ export const outbox = nuncio.table(
 );
 
 /**
+ * The newest row says up to which sequence nothing is pending any more that keeps an order, and in which lanes something is all the
+ * same. So an append need not look for an earlier event of a user among all that has ended (ADR 14). Of no tenant.
+ */
+export const orderFloors = nuncio.table("order_floors", {
+  userSequence: bigint("user_sequence", { mode: "bigint" }).primaryKey(),
+  lanesBehind: integer("lanes_behind").array().notNull(),
+});
+
+/**
  * Bulk redrives. A worker carries one out step by step; each step, its rows and the job's progress are one transaction, so
  * that whoever dies in it has done nothing and whoever comes next goes on.
  */
