@@ -1,11 +1,11 @@
 -- What an append need not look through: see `raiseOrderFloor` in src/store/outbox/order-floor.ts and ADR 14.
 CREATE TABLE "nuncio"."order_floors" (
 	"user_sequence" bigint PRIMARY KEY NOT NULL,
-	"lanes_behind" integer[] NOT NULL
+	"lanes_behind" integer[]
 );
 --> statement-breakpoint
 GRANT SELECT ON nuncio.order_floors TO nuncio_server;--> statement-breakpoint
-GRANT SELECT, INSERT, DELETE ON nuncio.order_floors TO nuncio_worker;--> statement-breakpoint
+GRANT SELECT, INSERT, UPDATE, DELETE ON nuncio.order_floors TO nuncio_worker;--> statement-breakpoint
 GRANT SELECT ON SEQUENCE nuncio.user_sequence TO nuncio_worker;--> statement-breakpoint
 -- Stores events with one outbox row per matching subscription, in the caller's transaction. Returns one row per event
 -- that is new; an event that is missing from the answer has an id that its tenant has used before. `lanes` are those where
@@ -49,7 +49,7 @@ BEGIN
 
   -- Up to here nothing is pending that keeps an order, but in the lanes behind.
   SELECT f.user_sequence, f.lanes_behind INTO floor, behind
-  FROM nuncio.order_floors f ORDER BY f.user_sequence DESC LIMIT 1;
+  FROM nuncio.order_floors f WHERE f.lanes_behind IS NOT NULL ORDER BY f.user_sequence DESC LIMIT 1;
 
   -- The 48 bits that a UUIDv7 begins with, one reading for the whole group; its order inside follows from the ordinal.
   clock := substring(int8send(floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint) FROM 3);

@@ -71,8 +71,6 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     const connections = keepConnections(nowMs, config.requestTimeoutMs);
     const sending = {
       sql: db.hot,
-      // Not the maintenance client: it bears half an hour of silence, and claims wait for a lane that is being met.
-      patient: db.hot,
       resolve: shareAnswers(createResolver(config.requestTimeoutMs), nowMs),
       connections,
       judge: createAnswerJudge(toAddressPolicy(config)),

@@ -285,6 +285,18 @@ BEGIN
     tests: ["test/store/order-floor.test.ts"],
   },
   {
+    name: "a floor from a note that the database has lost",
+    file: "src/store/outbox/order-floor.ts",
+    from: `UPDATE nuncio.order_floors f SET lanes_behind = found.lanes FROM found
+        WHERE f.user_sequence = \${sequence}::bigint AND f.lanes_behind IS NULL
+        RETURNING f.user_sequence`,
+    to: `INSERT INTO nuncio.order_floors AS f (user_sequence, lanes_behind)
+        SELECT \${sequence}::bigint, found.lanes FROM found
+        ON CONFLICT (user_sequence) DO UPDATE SET lanes_behind = excluded.lanes_behind
+        RETURNING f.user_sequence`,
+    tests: ["test/store/order-floor.test.ts"],
+  },
+  {
     name: "a floor that forgets who is behind",
     file: APPEND_SQL,
     from: "CASE WHEN floor IS NULL OR m.subscription_key = ANY (behind) THEN 0 ELSE floor END",

@@ -12,6 +12,7 @@ import {
   listLanes,
   listLanesSince,
   scanLanes,
+  scanTheseLanes,
 } from "../store/outbox/lanes.ts";
 import { beat, HEARTBEAT_LIFE_MS, HEARTBEAT_MS, leave } from "../store/workers.ts";
 import type { LaneOutcome } from "./lane.ts";
@@ -20,8 +21,6 @@ import { pause } from "./pause.ts";
 
 export type LaneKeeperOptions = {
   readonly sql: Sql;
-  /** A client whose statements may take long. */
-  readonly patient: Sql;
   readonly nowMs: () => number;
   readonly random: () => number;
   /** The retry schedule, in milliseconds. */
@@ -50,8 +49,6 @@ const PAGE = 1_000;
 /** A backlog longer than this is spread over the minute as if it were this long. */
 const MOST_COUNTED = 100_000;
 const PACED_AT_ONCE = 16;
-/** Rows without a lease that may stand between leased ones at the beginning of a lane: late commits, and what is quarantined. */
-const UNLEASED_BETWEEN = 256;
 const FAILURE_PAUSE_MS = 250;
 /** How much later than its due time a row may commit without being passed over by a look that is not whole: the time limit of statements. */
 const LATE_COMMIT_MS = 5_000;
@@ -112,7 +109,7 @@ export class LaneKeeper {
   }
 
   async #prepare(): Promise<void> {
-    const { sql, nowMs, maxInFlight } = this.#options;
+    const { sql, nowMs } = this.#options;
     this.#mustPrepare = false;
     const strangers = [...this.lanes.takeStrangers(), ...this.lanes.takeReturned(nowMs())];
     try {
@@ -121,20 +118,32 @@ export class LaneKeeper {
       for (let i = 0; i < uncounted.length; i += PAGE) {
         const keys = uncounted.slice(i, i + PAGE);
         await this.#meet(keys);
-        this.lanes.counted(keys, await countLeases(sql, keys, maxInFlight * 4 + UNLEASED_BETWEEN), nowMs());
+        this.lanes.counted(keys, await countLeases(sql, keys), nowMs());
       }
       await this.#paceSome();
     } catch (error) {
-      // The next look at the outbox brings them back.
+      // Again after the next look at the outbox, which need not see them.
+      for (const key of strangers) this.lanes.addStranger(key);
       this.#options.onEvent({ kind: "failed", step: "lanes", error });
     }
   }
 
   async #meet(keys: readonly number[]): Promise<void> {
-    const { sql, patient } = this.#options;
-    // A lane is read from its beginning, which takes too long for the one only while nothing of it can be cleared away.
-    const seen = await getLanes(sql, keys).catch(() => getLanes(patient, keys));
-    for (const sighting of seen) if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
+    for (const sighting of await this.#seeThese(keys)) {
+      if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
+    }
+  }
+
+  /** By the index, which is read from the beginning of each lane; where that takes too long, by reading the table. */
+  async #seeThese(keys: readonly number[]): Promise<LaneSighting[]> {
+    const { sql, nowMs } = this.#options;
+    const askedAtMs = nowMs();
+    try {
+      return await getLanes(sql, keys);
+    } catch (error) {
+      if (nowMs() - askedAtMs <= SLOW_INDEX_MS) throw error;
+      return scanTheseLanes(sql, keys);
+    }
   }
 
   /** A few lanes at a time: the others' claims wait for this. */

@@ -355,7 +355,7 @@ export class Lane {
 
   /** Whether nothing would be lost by forgetting it. */
   isIdle(nowMs: number, idleMs: number): boolean {
-    const waits = this.isOwned && this.dueAtMs !== Number.POSITIVE_INFINITY;
+    const waits = this.isOwned && (this.dueAtMs !== Number.POSITIVE_INFINITY || (this.#foreign?.count ?? 0) > 0);
     return this.inFlight === 0 && !waits && this.#unreported === undefined && nowMs - this.#usedAtMs > idleMs;
   }
 

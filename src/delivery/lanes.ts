@@ -58,6 +58,11 @@ export class Lanes {
     return strangers;
   }
 
+  /** Something has to be found out of this lane. */
+  addStranger(key: number): void {
+    this.#strangers.add(key);
+  }
+
   /** What the database says of a lane. */
   sight(sighting: LaneSighting, nowMs: number): void {
     const { maxInFlight } = this.#options;

@@ -16,8 +16,6 @@ import type { ReadyTarget, TargetCache } from "./targets.ts";
 export type LoopDependencies = DeliverDependencies & {
   readonly requestTimeoutMs: number;
   readonly sql: Sql;
-  /** A client whose statements may take long: for passes over the whole outbox, which nothing waits for. */
-  readonly patient: Sql;
   /** This worker, new with each start. */
   readonly worker: Uuid;
   readonly targets: TargetCache;
@@ -120,7 +118,7 @@ class Loop implements DeliveryLoop {
 
   constructor(deps: LoopDependencies) {
     this.#deps = deps;
-    const { sql, patient, nowMs, orderHoldMs, onEvent } = deps;
+    const { sql, nowMs, orderHoldMs, onEvent } = deps;
     this.#keeper = new LaneKeeper({
       ...deps,
       onEvent: (event) => onEvent("lane" in event ? this.#withId(event) : event),
@@ -128,7 +126,6 @@ class Loop implements DeliveryLoop {
     });
     this.#sweeper = new Sweeper({
       sql,
-      patient,
       nowMs,
       orderHoldMs,
       onEnded: (reason, ended) => this.#ended(reason, ended),

@@ -14,8 +14,6 @@ import { countOutboxRows } from "../store/vacuum.ts";
 
 export type SweeperOptions = {
   readonly sql: Sql;
-  /** For the passes. */
-  readonly patient: Sql;
   readonly nowMs: () => number;
   readonly orderHoldMs: number;
   /** With fewer dead rows in the outbox than this, no floor is raised. */
@@ -88,26 +86,26 @@ export class Sweeper {
 
   /** How long to pause before the next step. */
   async #stepToFloor(): Promise<number> {
-    const { sql, patient, nowMs, manyDead = MANY_DEAD } = this.#options;
+    const { sql, nowMs, manyDead = MANY_DEAD } = this.#options;
     if (this.#orderNote === undefined) {
       if ((await countOutboxRows(sql)).dead < manyDead) return LONGEST_PAUSE_MS;
       this.#orderNote = await noteOrder(sql);
       return 0;
     }
     const beganAtMs = nowMs();
-    if (!(await raiseOrderFloor(patient, this.#orderNote))) return 0;
+    if (!(await raiseOrderFloor(sql, this.#orderNote))) return 0;
     this.#orderNote = undefined;
     return Math.max(restAfter(nowMs() - beganAtMs), LONGEST_PAUSE_MS);
   }
 
   /** The most that one of the passes has found. */
   async #passOver(): Promise<number> {
-    const { patient, orderHoldMs, onEnded, onStranded } = this.#options;
-    const stranded = await promoteStranded(patient, BATCH);
+    const { sql, orderHoldMs, onEnded, onStranded } = this.#options;
+    const stranded = await promoteStranded(sql, BATCH);
     onStranded(stranded);
-    const holding = await endHoldingDeliveries(patient, orderHoldMs, BATCH);
+    const holding = await endHoldingDeliveries(sql, orderHoldMs, BATCH);
     onEnded("ORDER_HOLD", holding);
-    const expired = await endExpiredDeliveries(patient, BATCH);
+    const expired = await endExpiredDeliveries(sql, BATCH);
     onEnded("EXPIRED", expired);
     return Math.max(stranded.length, holding.count, expired.count);
   }

@@ -208,12 +208,13 @@ export const outbox = nuncio.table(
 );
 
 /**
- * The newest row says up to which sequence nothing is pending any more that keeps an order, and in which lanes something is all the
- * same. So an append need not look for an earlier event of a user among all that has ended (ADR 14). Of no tenant.
+ * The newest row that knows its lanes says up to which sequence nothing is pending any more that keeps an order, but in those. So an
+ * append need not look for an earlier event of a user among all that has ended (ADR 14). Of no tenant.
  */
 export const orderFloors = nuncio.table("order_floors", {
   userSequence: bigint("user_sequence", { mode: "bigint" }).primaryKey(),
-  lanesBehind: integer("lanes_behind").array().notNull(),
+  /** Null: noted, and not yet known whether it may be a floor. */
+  lanesBehind: integer("lanes_behind").array(),
 });
 
 /**

@@ -66,7 +66,8 @@ async function holdSnapshot(): Promise<void> {
   await sql`SELECT count(*) FROM nuncio.outbox`;
 }
 
-const floors = () => db.admin`SELECT user_sequence, lanes_behind FROM nuncio.order_floors`;
+const floors = () => db.admin`
+  SELECT user_sequence, lanes_behind FROM nuncio.order_floors WHERE lanes_behind IS NOT NULL`;
 
 describe("the floor of the users' order", () => {
   it("spares an append what has ended, and hides nothing that has not", async () => {
@@ -116,12 +117,19 @@ describe("the floor of the users' order", () => {
     expect((await lane.tryPublish()).waits).toBe(true);
   });
 
+  it("is none where the database has lost the note: its numbers may be given out once more", async () => {
+    const note = await noteOrder(db.worker.hot);
+    const before = await floors();
+    await db.admin`DELETE FROM nuncio.order_floors WHERE user_sequence = ${note.sequence}`;
+    await raiseOrderFloor(db.worker.hot, note);
+    expect(await floors()).toEqual(before);
+  });
+
   it("is raised by the sweeper in two steps, once much is dead, and then not for a while", async () => {
     await db.admin`DELETE FROM nuncio.order_floors`;
     let nowMs = 0;
     const options = {
       sql: db.worker.hot,
-      patient: db.worker.hot,
       nowMs: () => nowMs,
       orderHoldMs: 3_600_000,
       onEnded: () => undefined,

@@ -35,7 +35,6 @@ export function startLoop(
   const connections = keepConnections(nowMs, 2_000);
   const loop = startDeliveryLoop({
     sql: db.worker.hot,
-    patient: db.worker.hot,
     worker: uuidV7() as Uuid,
     targets: cacheTargets(db.worker.hot, db.box),
     resolve: shareAnswers(createResolver(1_000), nowMs),

@@ -53,7 +53,7 @@ export async function endLostDeliveries(sql: Sql, limit: number): Promise<Ended>
  * receiver that never worked. Rows under a live lease are left to their worker, whose record ends them.
  *
  * Reads the outbox from end to end (65 ms for a million rows, measured): an index on the time would cost more with each
- * claim of each row than this does once in a while.
+ * row than this does once in a while.
  */
 export async function endExpiredDeliveries(sql: Sql, limit: number): Promise<Ended> {
   return endAll(sql, "EXPIRED", (tx) => tx`q.expires_at <= now() AND ${isUnleased(tx)}`, limit);

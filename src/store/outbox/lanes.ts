@@ -58,19 +58,38 @@ const SCAN_TIMEOUT = "12s";
  * the time in which Postgres may clear nothing away.
  */
 export function scanLanes(sql: Sql, after: number): Promise<LaneSighting[]> {
-  return sql.begin(async (tx) => {
-    await tx.unsafe(`SET LOCAL statement_timeout = '${SCAN_TIMEOUT}'`);
-    // OFFSET 0 keeps the conditions out of it, and with them every index.
-    return sight(
+  return scan(sql, (tx) =>
+    sight(tx, tx`SELECT * FROM (${firstTimes(tx)}) AS f WHERE f.subscription_key > ${after}::integer`),
+  );
+}
+
+/** These lanes as `getLanes` brings them, found like `scanLanes`. */
+export function scanTheseLanes(sql: Sql, lanes: readonly number[]): Promise<LaneSighting[]> {
+  return scan(sql, (tx) =>
+    sight(
       tx,
       tx`
-        SELECT r.subscription_key, min(r.next_at) AS next_at
-        FROM (SELECT q.subscription_key, q.next_at, q.lease_expires_at FROM nuncio.outbox q OFFSET 0) AS r
-        WHERE r.subscription_key > ${after}::integer AND r.next_at < 'infinity'
-          AND (r.lease_expires_at IS NULL OR r.lease_expires_at <= now())
-        GROUP BY r.subscription_key`,
-    );
+        SELECT k.lane AS subscription_key, f.next_at FROM unnest(${lanes as number[]}::integer[]) AS k (lane)
+        LEFT JOIN (${firstTimes(tx)}) AS f ON f.subscription_key = k.lane`,
+    ),
+  );
+}
+
+function firstTimes(tx: TransactionSql): PendingQuery<Row[]> {
+  // OFFSET 0 keeps the conditions out of it, and with them every index.
+  return tx`
+    SELECT r.subscription_key, min(r.next_at) AS next_at
+    FROM (SELECT q.subscription_key, q.next_at, q.lease_expires_at FROM nuncio.outbox q OFFSET 0) AS r
+    WHERE r.next_at < 'infinity' AND (r.lease_expires_at IS NULL OR r.lease_expires_at <= now())
+    GROUP BY r.subscription_key`;
+}
+
+async function scan<Rows>(sql: Sql, read: (tx: TransactionSql) => PromiseLike<Rows>): Promise<Rows> {
+  const [rows] = await sql.begin(async (tx) => {
+    await tx.unsafe(`SET LOCAL statement_timeout = '${SCAN_TIMEOUT}'`);
+    return [await read(tx)];
   });
+  return rows as Rows;
 }
 
 /** These lanes, also those without rows; a lane that never was is left out. */
@@ -153,20 +172,16 @@ export async function countDue(sql: Sql, lanes: readonly number[], limit: number
 /** The live leases of these lanes, which some worker holds, and how long the last of them lasts. */
 export type LiveLeases = { readonly lane: number; readonly count: number; readonly lastForMs: number };
 
-/**
- * Leased rows are due rows, and those that came due first are leased first: so they stand at the beginning of a lane, before its
- * backlog, and no more than `limit` rows of it are read. Served by `outbox_due`.
- */
-export async function countLeases(sql: Sql, lanes: readonly number[], limit: number): Promise<LiveLeases[]> {
-  const rows = await sql<{ lane: number; count: number; last_ms: number }[]>`
-    SELECT k.lane, count(*)::integer AS count, max(date_part('epoch', f.lease_expires_at - now()) * 1000) AS last_ms
-    FROM unnest(${lanes as number[]}::integer[]) AS k (lane)
-    CROSS JOIN LATERAL (
-      SELECT q.lease_expires_at FROM nuncio.outbox q
-      WHERE q.subscription_key = k.lane AND q.next_at <= now() AND q.next_at < 'infinity'
-      ORDER BY q.next_at LIMIT ${limit}::integer
-    ) AS f
-    WHERE f.lease_expires_at > now()
-    GROUP BY k.lane`;
+/** Found by reading the table as it lies, like `scanLanes`: what is leased has no place of its own in an index. */
+export async function countLeases(sql: Sql, lanes: readonly number[]): Promise<LiveLeases[]> {
+  const rows = await scan(
+    sql,
+    (tx) => tx<{ lane: number; count: number; last_ms: number }[]>`
+      SELECT r.subscription_key AS lane, count(*)::integer AS count,
+        max(date_part('epoch', r.lease_expires_at - now()) * 1000) AS last_ms
+      FROM (SELECT q.subscription_key, q.lease_expires_at FROM nuncio.outbox q OFFSET 0) AS r
+      WHERE r.lease_expires_at > now() AND r.subscription_key = ANY (${lanes as number[]}::integer[])
+      GROUP BY r.subscription_key`,
+  );
   return rows.map((row) => ({ lane: row.lane, count: row.count, lastForMs: row.last_ms }));
 }
