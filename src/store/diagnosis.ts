@@ -3,6 +3,7 @@ import postgres, { type Sql } from "postgres";
 import type { Secret } from "../core/secret.ts";
 import type { DatabaseRole } from "./database.ts";
 import { closingInSilence } from "./driver-options.ts";
+import { mayVacuumOutbox } from "./vacuum.ts";
 import { HEARTBEAT_LIFE_MS } from "./workers.ts";
 
 const TIMEOUT_MS = 5_000;
@@ -63,12 +64,7 @@ export function openDiagnosis(url: Secret): Diagnosis {
       return (row?.ms ?? Number.NaN) - (askedAtMs + nowMs()) / 2;
     },
     notifyMs: (nowMs) => measureNotify(sql, nowMs),
-    mayWorkersVacuum: async () => {
-      const [row] = await sql<{ may: boolean }[]>`
-        SELECT CASE WHEN current_setting('server_version_num')::integer >= 170000
-          THEN has_table_privilege('nuncio_worker', 'nuncio.outbox', 'MAINTAIN') ELSE false END AS may`;
-      return row?.may ?? false;
-    },
+    mayWorkersVacuum: () => mayVacuumOutbox(sql, "nuncio_worker"),
     countWorkers: async () => {
       const [row] = await sql<{ count: number }[]>`
         SELECT count(*)::integer AS count FROM nuncio.workers

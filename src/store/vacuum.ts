@@ -1,11 +1,12 @@
 import type { Sql } from "postgres";
 import type { RowCounts } from "../core/vacuum-pace.ts";
 
-/** Whether this role may vacuum the outbox: from Postgres 17 on, by the privilege MAINTAIN. */
-export async function mayVacuumOutbox(sql: Sql): Promise<boolean> {
+/** Whether a role (undefined: that of the connection) may vacuum the outbox: from Postgres 17 on, by the privilege MAINTAIN. */
+export async function mayVacuumOutbox(sql: Sql, role?: "nuncio_worker"): Promise<boolean> {
   const [row] = await sql<{ may: boolean }[]>`
     SELECT CASE WHEN current_setting('server_version_num')::integer >= 170000
-      THEN has_table_privilege('nuncio.outbox', 'MAINTAIN') ELSE false END AS may`;
+      THEN has_table_privilege(coalesce(${role ?? null}::name, current_user), 'nuncio.outbox', 'MAINTAIN')
+      ELSE false END AS may`;
   return row?.may ?? false;
 }
 
