@@ -28,7 +28,7 @@ export type LaneSighting = {
 /** Where a look is on its way through the lanes: those with a greater key than `after`, at most so many. */
 type LanePage = { readonly after: number; readonly limit: number };
 
-/** Lanes with unfinished deliveries, in the order of their keys. One index descent per lane, whatever is pending in it. */
+/** Lanes with deliveries that have a time and no live lease, in the order of their keys. One index descent per lane, whatever is pending in it. */
 export function listLanes(sql: Sql, { after, limit }: LanePage): Promise<LaneSighting[]> {
   return sight(sql, sql`SELECT * FROM nuncio.list_lanes(${after}::integer, ${limit}::integer)`);
 }
