@@ -55,12 +55,10 @@ export const pinned: Row = {
         { label: "in another, in turns", points: freePoints },
       ],
     });
-    const [heldRates, freeRates] = [heldPoints, freePoints].map((points) =>
-      points.slice(-COMPARED).map(([, rate]) => rate),
-    ) as [number[], number[]];
+    const [heldRates, freeRates] = [lastRates(heldPoints), lastRates(freePoints)];
     return [
       {
-        what: `deliveries and appends with xmin held for ${bench.size.pinnedSeconds} s (the last 120, in turns) ÷ without`,
+        what: `deliveries and appends with xmin held for ${bench.size.pinnedSeconds} s (the last ${2 * heldRates.length * WINDOW_SECONDS}, in turns) ÷ without`,
         value: median(heldRates.map((rate, i) => rate / (freeRates[i] as number))),
         unit: "ratio",
         figures: `${perSecond(median(heldRates))} ÷ ${perSecond(median(freeRates))}`,
@@ -69,6 +67,10 @@ export const pinned: Row = {
     ];
   },
 };
+
+function lastRates(points: readonly Point[]): number[] {
+  return points.slice(-COMPARED).map(([, rate]) => rate);
+}
 
 /** A database with a worker, and whoever appends to it: in windows, between which nothing is left to do. */
 async function openFlow({ postgres: server, receiver, progress }: Bench, name: string) {

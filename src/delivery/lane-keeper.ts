@@ -113,13 +113,10 @@ export class LaneKeeper {
     this.#mustPrepare = false;
     const strangers = [...this.lanes.takeStrangers(), ...this.lanes.takeReturned(nowMs())];
     try {
-      for (let i = 0; i < strangers.length; i += PAGE) await this.#meet(strangers.slice(i, i + PAGE));
+      await this.#meet(strangers);
       const uncounted = this.lanes.uncounted();
-      for (let i = 0; i < uncounted.length; i += PAGE) {
-        const keys = uncounted.slice(i, i + PAGE);
-        await this.#meet(keys);
-        this.lanes.counted(keys, await countLeases(sql, keys), nowMs());
-      }
+      await this.#meet(uncounted);
+      if (uncounted.length > 0) this.lanes.counted(uncounted, await countLeases(sql, uncounted), nowMs());
       await this.#paceSome();
     } catch (error) {
       // Again after the next look at the outbox, which need not see them.
@@ -129,8 +126,10 @@ export class LaneKeeper {
   }
 
   async #meet(keys: readonly number[]): Promise<void> {
-    for (const sighting of await this.#seeThese(keys)) {
-      if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
+    for (let i = 0; i < keys.length; i += PAGE) {
+      for (const sighting of await this.#seeThese(keys.slice(i, i + PAGE))) {
+        if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
+      }
     }
   }
 

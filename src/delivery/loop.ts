@@ -7,6 +7,7 @@ import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } fr
 import { type Ended, endDeliveries } from "../store/outbox/end.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
 import { type Attempted, type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
+import { FloorRaiser } from "./floor-raiser.ts";
 import type { LaneOutcome } from "./lane.ts";
 import { type LaneEvent, LaneKeeper } from "./lane-keeper.ts";
 import { type Recorded, type RecordedBatch, Recorder } from "./recorder.ts";
@@ -99,6 +100,7 @@ class Loop implements DeliveryLoop {
   readonly #deps: LoopDependencies;
   readonly #keeper: LaneKeeper;
   readonly #sweeper: Sweeper;
+  readonly #floorRaiser: FloorRaiser;
   readonly #recorder: Recorder;
   readonly #claiming: Promise<void>;
   readonly #looking: Promise<void>;
@@ -134,6 +136,7 @@ class Loop implements DeliveryLoop {
         this.wake(lanes);
       },
     });
+    this.#floorRaiser = new FloorRaiser({ sql, nowMs });
     this.#recorder = new Recorder(
       deps.sql,
       nowMs,
@@ -408,16 +411,16 @@ class Loop implements DeliveryLoop {
     this.#nudgeClaim();
     for (const lane of orphaned) await this.#sweeper.cancelOrphans(lane);
     await this.#sweeper.sweepLost();
-    void this.#sweepWhole();
+    void this.#beside(() => this.#floorRaiser.step());
+    void this.#beside(() => this.#sweeper.sweepWhole());
     await this.#quarantine();
     return lanes;
   }
 
   /** Beside the looks, which must not wait for it. */
-  async #sweepWhole(): Promise<void> {
+  async #beside(pass: () => Promise<void>): Promise<void> {
     try {
-      await this.#sweeper.raiseOrderFloor();
-      await this.#sweeper.sweepWhole();
+      await pass();
     } catch (error) {
       if (!this.#isDraining) this.#deps.onEvent({ kind: "failed", step: "sweep", error });
     }

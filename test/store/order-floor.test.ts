@@ -1,24 +1,25 @@
-import postgres from "postgres";
+import type { Sql } from "postgres";
 import { describe, expect, it } from "vitest";
-import { Sweeper } from "../../src/delivery/sweeper.ts";
+import { FloorRaiser } from "../../src/delivery/floor-raiser.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
 import { claimDueDeliveries } from "../../src/store/outbox/claim.ts";
 import { noteOrder, raiseOrderFloor } from "../../src/store/outbox/order-floor.ts";
 import { recordAttempts } from "../../src/store/outbox/record.ts";
-import { cleanUp } from "../support/clean-up.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
+import { holdSnapshot } from "../support/snapshot.ts";
 
 const db = useDatabase();
 const ROUNDS = 30;
 
-const append = (sql: postgres.Sql, tenant: string) =>
+const append = (sql: Sql, tenant: string) =>
   appendEvents(sql, [toRow(draftEvent(tenant, { user: { id: "u_1" } }))], { maxPendingMs: 86_400_000 });
 
 async function openLane() {
   const tenant = newTenant();
   const { lane } = await addSubscription(db, tenant, { ordering: "PER_USER" });
   return {
+    tenant,
     lane,
     publish: () => append(db.server.hot, tenant),
     /** Publishes and delivers. */
@@ -44,7 +45,7 @@ async function openLane() {
           return row?.entries ?? 0;
         };
         const before = await entriesRead();
-        await append(tx as unknown as postgres.Sql, tenant);
+        await append(tx as unknown as Sql, tenant);
         const entries = (await entriesRead()) - before;
         const [row] = await tx<{ waits: boolean }[]>`
           SELECT q.next_at = 'infinity' AS waits FROM nuncio.outbox q WHERE q.subscription_key = ${lane}
@@ -58,20 +59,12 @@ async function openLane() {
   };
 }
 
-/** A transaction that keeps what ends from being cleared away. */
-async function holdSnapshot(): Promise<void> {
-  const sql = postgres(db.url.reveal(), { max: 1 });
-  cleanUp(() => sql.end({ timeout: 0 }));
-  await sql`BEGIN ISOLATION LEVEL REPEATABLE READ`;
-  await sql`SELECT count(*) FROM nuncio.outbox`;
-}
-
 const floors = () => db.admin`
   SELECT user_sequence, lanes_behind FROM nuncio.order_floors WHERE lanes_behind IS NOT NULL`;
 
 describe("the floor of the users' order", () => {
   it("spares an append what has ended, and hides nothing that has not", async () => {
-    await holdSnapshot();
+    await holdSnapshot(db);
     const [done, behind] = [await openLane(), await openLane()];
     await behind.publish();
     for (let round = 0; round < ROUNDS; round += 1) await done.deliver();
@@ -97,11 +90,8 @@ describe("the floor of the users' order", () => {
     const lane = await openLane();
     const appended = Promise.withResolvers<void>();
     const mayCommit = Promise.withResolvers<void>();
-    const [{ tenant } = { tenant: "" }] = await db.admin<{ tenant: string }[]>`
-      SELECT tenant_id AS tenant FROM nuncio.tenants JOIN nuncio.webhook_subscriptions USING (tenant_key)
-      WHERE subscription_key = ${lane.lane}`;
     const appending = db.server.hot.begin(async (tx) => {
-      await append(tx as unknown as postgres.Sql, tenant);
+      await append(tx as unknown as Sql, lane.tenant);
       appended.resolve();
       await mayCommit.promise;
     });
@@ -125,31 +115,25 @@ describe("the floor of the users' order", () => {
     expect(await floors()).toEqual(before);
   });
 
-  it("is raised by the sweeper in two steps, once much is dead, and then not for a while", async () => {
+  it("is raised by a worker in two steps, once much is dead, and then not for a while", async () => {
     await db.admin`DELETE FROM nuncio.order_floors`;
     let nowMs = 0;
-    const options = {
-      sql: db.worker.hot,
-      nowMs: () => nowMs,
-      orderHoldMs: 3_600_000,
-      onEnded: () => undefined,
-      onStranded: () => undefined,
-    };
-    const idle = new Sweeper(options);
-    for (let look = 0; look < 3; look += 1) await idle.raiseOrderFloor();
+    const options = { sql: db.worker.hot, nowMs: () => nowMs };
+    const idle = new FloorRaiser(options);
+    for (let look = 0; look < 3; look += 1) await idle.step();
     expect(await floors()).toEqual([]);
 
-    const sweeper = new Sweeper({ ...options, manyDead: 0 });
-    await sweeper.raiseOrderFloor();
+    const raiser = new FloorRaiser({ ...options, manyDead: 0 });
+    await raiser.step();
     expect(await floors()).toEqual([]);
-    await sweeper.raiseOrderFloor();
+    await raiser.step();
     const [first] = await floors();
     expect(first).toBeDefined();
     await (await openLane()).publish();
-    for (let look = 0; look < 3; look += 1) await sweeper.raiseOrderFloor();
+    for (let look = 0; look < 3; look += 1) await raiser.step();
     expect(await floors()).toEqual([first]);
     nowMs += 30_001;
-    for (let look = 0; look < 2; look += 1) await sweeper.raiseOrderFloor();
+    for (let look = 0; look < 2; look += 1) await raiser.step();
     expect(BigInt((await floors())[0]?.user_sequence)).toBeGreaterThan(BigInt(first?.user_sequence));
   });
 });

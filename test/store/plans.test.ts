@@ -11,6 +11,7 @@ import { getLanes, listLanes, listLanesSince } from "../../src/store/outbox/lane
 import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
+import { holdSnapshot } from "../support/snapshot.ts";
 
 const db = useDatabase();
 
@@ -112,9 +113,7 @@ describe("the plan of a hot statement", () => {
   it("takes the same index in a table that is full of dead rows and by its statistics almost empty", async () => {
     const lanes = await fill("PER_USER");
     // An open transaction keeps what is deleted from being cleared away.
-    const pin = postgres(db.url.reveal(), { max: 1 });
-    await pin`BEGIN ISOLATION LEVEL REPEATABLE READ`;
-    await pin`SELECT count(*) FROM nuncio.outbox`;
+    const pin = await holdSnapshot(db);
     const kept = lanes[0] ?? 0;
     await db.admin`DELETE FROM nuncio.outbox WHERE subscription_key <> ${kept} OR user_sequence % 50 <> 0`;
     await db.admin`VACUUM (ANALYZE) nuncio.outbox`;
@@ -137,7 +136,6 @@ describe("the plan of a hot statement", () => {
       await listLanesSince(sql, { after: 0, limit: 1_000, overdueMs: 1_000 });
       await getLanes(sql, [kept]);
     });
-    await pin`ROLLBACK`;
     await pin.end();
     const [append, record, promotion] = ["AS earlier", "held AS MATERIALIZED", "f.next_at = 'infinity'"].map((text) =>
       plans.find((plan) => plan.includes(text)),

@@ -7,6 +7,7 @@ import { recordAttempts } from "../../src/store/outbox/record.ts";
 import { countOutboxRows, mayVacuumOutbox } from "../../src/store/vacuum.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, recordOf, toRow } from "../support/fixtures.ts";
+import { holdSnapshot } from "../support/snapshot.ts";
 
 const db = useDatabase();
 
@@ -72,7 +73,7 @@ it("clears away what is dead once it is worth the work", async ({ skip }) => {
 it("[B51] what an open transaction keeps from being cleared away lies behind the claims, not in their way", async () => {
   const { lane, deliver } = await openLane();
   await deliver(500);
-  const held = await holdSnapshot();
+  const held = await holdSnapshot(db);
   await deliver(5_000);
   const [row] = await db.admin<
     { now_ms: number }[]
@@ -83,13 +84,6 @@ it("[B51] what an open transaction keeps from being cleared away lies behind the
   expect(fromTheStart).toBeGreaterThan(50);
   expect(fromNow).toBeLessThan(fromTheStart / 10);
 });
-
-async function holdSnapshot(): Promise<{ end(): Promise<void> }> {
-  const sql = openConnection();
-  await sql`BEGIN ISOLATION LEVEL REPEATABLE READ`;
-  await sql`SELECT count(*) FROM nuncio.outbox`;
-  return { end: () => sql.end() };
-}
 
 /** Pages of the outbox and its indexes that one claim of nothing looks at. */
 async function pagesOfClaim(lane: number, sinceMs: number): Promise<number> {

@@ -3,6 +3,7 @@ import { type EndReason, LOST_CLAIMS_ENDED, toEndReasonCode } from "../../core/d
 import type { Uuid } from "../../core/ids.ts";
 import { toArrayText } from "../array-text.ts";
 import type { BigintText, ClaimedDelivery } from "./claim.ts";
+import { isUnleased } from "./held.ts";
 import { lockUsers, promoteFollowers } from "./promote.ts";
 
 /** How many deliveries have ended, and the lanes where that made the next one of a user due. */
@@ -21,8 +22,6 @@ type Candidate = {
   /** Whose lease it must be; null where the condition says all. */
   readonly lease_token: BigintText | null;
 };
-
-const isUnleased: Condition = (sql) => sql`(q.lease_token IS NULL OR q.lease_expires_at <= now())`;
 
 /** Ends claimed deliveries without an attempt, as dead letters with a reason, where the lease is still ours. */
 export async function endDeliveries(sql: Sql, claimed: readonly ClaimedDelivery[], reason: EndReason): Promise<Ended> {

@@ -1,4 +1,4 @@
-import type { PendingQuery, Row, Sql } from "postgres";
+import type { PendingQuery, Row, Sql, TransactionSql } from "postgres";
 import { toArrayText } from "../array-text.ts";
 import type { ClaimedDelivery } from "./claim.ts";
 
@@ -24,4 +24,9 @@ export function lockHeld(sql: Sql, leases: readonly Lease[]): PendingQuery<Row[]
       WHERE q.subscription_key = l.subscription_key AND q.event_key = l.event_key AND q.lease_token = l.lease_token
       FOR UPDATE
     ) AS held`;
+}
+
+/** A condition on the outbox row `q`: no live lease is on it. */
+export function isUnleased(sql: Sql | TransactionSql): PendingQuery<Row[]> {
+  return sql`(q.lease_expires_at IS NULL OR q.lease_expires_at <= now())`;
 }

@@ -1,4 +1,6 @@
 import type { PendingQuery, Row, Sql, TransactionSql } from "postgres";
+import { isUnleased } from "./held.ts";
+import { scanOutbox } from "./scan.ts";
 
 /** A lane as the outbox and its state show it. Times are distances from now, in milliseconds. */
 export type LaneSighting = {
@@ -28,7 +30,10 @@ export type LaneSighting = {
 /** Where a look is on its way through the lanes: those with a greater key than `after`, at most so many. */
 type LanePage = { readonly after: number; readonly limit: number };
 
-/** Lanes with deliveries that have a time and no live lease, in the order of their keys. One index descent per lane, whatever is pending in it. */
+/**
+ * Lanes with deliveries that have a time and no live lease, in the order of their keys. One index descent per lane, whatever is
+ * pending in it.
+ */
 export function listLanes(sql: Sql, { after, limit }: LanePage): Promise<LaneSighting[]> {
   return sight(sql, sql`SELECT * FROM nuncio.list_lanes(${after}::integer, ${limit}::integer)`);
 }
@@ -49,23 +54,20 @@ export function listLanesSince(
   );
 }
 
-/** How long a scan may take: longer than a statement otherwise, and not so long that a dead connection goes unnoticed. */
-const SCAN_TIMEOUT = "12s";
-
 /**
  * All lanes behind `after` as `listLanes` brings them, but found by reading the table as it lies. It costs what the outbox is
  * long, live and dead; the index costs what is dead in it, several entries and a page of the table for each row. So this is for
  * the time in which Postgres may clear nothing away.
  */
 export function scanLanes(sql: Sql, after: number): Promise<LaneSighting[]> {
-  return scan(sql, (tx) =>
+  return scanOutbox(sql, (tx) =>
     sight(tx, tx`SELECT * FROM (${firstTimes(tx)}) AS f WHERE f.subscription_key > ${after}::integer`),
   );
 }
 
 /** These lanes as `getLanes` brings them, found like `scanLanes`. */
 export function scanTheseLanes(sql: Sql, lanes: readonly number[]): Promise<LaneSighting[]> {
-  return scan(sql, (tx) =>
+  return scanOutbox(sql, (tx) =>
     sight(
       tx,
       tx`
@@ -78,18 +80,10 @@ export function scanTheseLanes(sql: Sql, lanes: readonly number[]): Promise<Lane
 function firstTimes(tx: TransactionSql): PendingQuery<Row[]> {
   // OFFSET 0 keeps the conditions out of it, and with them every index.
   return tx`
-    SELECT r.subscription_key, min(r.next_at) AS next_at
-    FROM (SELECT q.subscription_key, q.next_at, q.lease_expires_at FROM nuncio.outbox q OFFSET 0) AS r
-    WHERE r.next_at < 'infinity' AND (r.lease_expires_at IS NULL OR r.lease_expires_at <= now())
-    GROUP BY r.subscription_key`;
-}
-
-async function scan<Rows>(sql: Sql, read: (tx: TransactionSql) => PromiseLike<Rows>): Promise<Rows> {
-  const [rows] = await sql.begin(async (tx) => {
-    await tx.unsafe(`SET LOCAL statement_timeout = '${SCAN_TIMEOUT}'`);
-    return [await read(tx)];
-  });
-  return rows as Rows;
+    SELECT q.subscription_key, min(q.next_at) AS next_at
+    FROM (SELECT o.subscription_key, o.next_at, o.lease_expires_at FROM nuncio.outbox o OFFSET 0) AS q
+    WHERE q.next_at < 'infinity' AND ${isUnleased(tx)}
+    GROUP BY q.subscription_key`;
 }
 
 /** These lanes, also those without rows; a lane that never was is left out. */
@@ -162,7 +156,7 @@ export async function countDue(sql: Sql, lanes: readonly number[], limit: number
       SELECT count(*)::integer AS due FROM (
         SELECT FROM nuncio.outbox q
         WHERE q.subscription_key = k.lane AND q.next_at <= now() AND q.next_at < 'infinity'
-          AND (q.lease_expires_at IS NULL OR q.lease_expires_at <= now())
+          AND ${isUnleased(sql)}
         LIMIT ${limit}::integer
       ) AS some_of_them
     ) AS waiting`;
@@ -174,7 +168,7 @@ export type LiveLeases = { readonly lane: number; readonly count: number; readon
 
 /** Found by reading the table as it lies, like `scanLanes`: what is leased has no place of its own in an index. */
 export async function countLeases(sql: Sql, lanes: readonly number[]): Promise<LiveLeases[]> {
-  const rows = await scan(
+  const rows = await scanOutbox(
     sql,
     (tx) => tx<{ lane: number; count: number; last_ms: number }[]>`
       SELECT r.subscription_key AS lane, count(*)::integer AS count,

@@ -1,16 +1,15 @@
-import type { PendingQuery, Row, Sql, TransactionSql } from "postgres";
+import type { PendingQuery, Row, Sql } from "postgres";
 import type { BigintText } from "./claim.ts";
+import { scanOutbox } from "./scan.ts";
 
 /** How far the users' sequence had come, and who was about to store something with a number up to there. */
 export type OrderNote = { readonly sequence: BigintText; readonly appending: readonly string[] };
 
 /** With more lanes than this behind, an append would take longer to ask for them than it saves. */
 const MOST_LANES_BEHIND = 1_000;
-/** How long a pass over the outbox may take. */
-const PASS_TIMEOUT = "12s";
 
 /** A lock that `nuncio.lock_users` has taken here. */
-function holdsUsers(sql: Sql | TransactionSql): PendingQuery<Row[]> {
+function holdsUsers(sql: Sql): PendingQuery<Row[]> {
   return sql`l.locktype = 'advisory' AND l.classid = 7101
     AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())`;
 }
@@ -45,10 +44,10 @@ export async function raiseOrderFloor(sql: Sql, { sequence, appending }: OrderNo
     WHERE ${holdsUsers(sql)}
       AND (l.virtualtransaction = ANY (${appending as string[]}) OR l.virtualtransaction LIKE '-1/%')`;
   if (row === undefined || row.still > 0) return false;
-  await sql.begin(async (tx) => {
-    await tx.unsafe(`SET LOCAL statement_timeout = '${PASS_TIMEOUT}'`);
+  await scanOutbox(
+    sql,
     // Its snapshot shows what all of them have committed.
-    await tx`
+    (tx) => tx`
       WITH behind AS (
         SELECT DISTINCT r.subscription_key
         FROM (SELECT q.subscription_key, q.user_sequence FROM nuncio.outbox q OFFSET 0) AS r
@@ -61,7 +60,7 @@ export async function raiseOrderFloor(sql: Sql, { sequence, appending }: OrderNo
         WHERE f.user_sequence = ${sequence}::bigint AND f.lanes_behind IS NULL
         RETURNING f.user_sequence
       )
-      DELETE FROM nuncio.order_floors f USING raised r WHERE f.user_sequence < r.user_sequence`;
-  });
+      DELETE FROM nuncio.order_floors f USING raised r WHERE f.user_sequence < r.user_sequence`,
+  );
   return true;
 }

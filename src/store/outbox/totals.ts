@@ -1,4 +1,5 @@
 import type { Sql } from "postgres";
+import { isUnleased } from "./held.ts";
 
 /** What stands in the outbox, over all tenants. */
 export type OutboxTotals = {
@@ -26,8 +27,8 @@ export async function countOutbox(sql: Sql): Promise<OutboxTotals> {
       extract(epoch FROM now() - min(o.next_at) FILTER (WHERE o.is_due))::float8 AS oldest
     FROM (
       SELECT q.next_at, coalesce(q.lease_expires_at > now(), false) AS is_leased,
-        q.next_at <= now() AND coalesce(q.lease_expires_at <= now(), true) AND s.state = 1 AND s.deleted_at IS NULL AND l.breaker_until IS NULL
-          AND coalesce(l.held_until <= now(), true) AS is_due
+        q.next_at <= now() AND ${isUnleased(sql)} AND s.state = 1 AND s.deleted_at IS NULL
+          AND l.breaker_until IS NULL AND coalesce(l.held_until <= now(), true) AS is_due
       -- OFFSET 0 keeps the rest out: the rows are read as they lie, by no index, of which each entry may be dead.
       FROM (SELECT o.subscription_key, o.next_at, o.lease_expires_at FROM nuncio.outbox o OFFSET 0) AS q
       JOIN nuncio.webhook_subscriptions s ON s.subscription_key = q.subscription_key
