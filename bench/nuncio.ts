@@ -83,7 +83,9 @@ export function openFiller(database: BenchDatabase): Filler {
           appendRow(tenantName(firstTenant + spread(done + i)), `evt_${uuidV7()}`, users),
         );
         const results = await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
-        wakeUp.announce(results.flatMap((result) => (result.kind === "appended" ? result.lanes : [])));
+        const appended = results.filter((result) => result.kind === "appended");
+        const lanes = appended.flatMap((result) => result.lanes);
+        wakeUp.announce(lanes, appended[0]?.dueAtMs);
       }
     },
     close: () => db.close(),

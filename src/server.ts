@@ -42,7 +42,7 @@ async function runServer(config: Config, logger: Logger, stop: Stop): Promise<vo
   const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));
   const groupCommit = new GroupCommit({
     append: (rows) => appendEvents(db.hot, rows, { maxPendingMs: config.maxPendingMs }),
-    onCommitted: (lanes) => wakeUp.announce(lanes),
+    onCommitted: (lanes, sinceMs) => wakeUp.announce(lanes, sinceMs),
     nowMs,
     writers: WRITERS,
     groupRows: 500,

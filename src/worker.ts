@@ -104,7 +104,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
     const listener = listenForDue({
       url: config.databaseUrl,
       role: "nuncio_worker",
-      onDue: (lanes) => running.wake(lanes),
+      onDue: (due) => running.wake(due),
       onGap: () => running.catchUp(),
       onTest: () => tester.wake(),
       onLost: (error) => logger.warn({ error }, "listener.lost"),

@@ -359,4 +359,11 @@ BEGIN
     to: "",
     tests: ["test/cli/commands.test.ts"],
   },
+  {
+    name: "a claim that passes by what took long to commit, though it was announced",
+    file: "src/delivery/lane.ts",
+    from: "    this.#goBackTo(sinceMs);\n",
+    to: "    this.#goBackTo(Math.max(sinceMs, this.#claimedMs - LATE_COMMIT_MS));\n",
+    tests: ["test/delivery/loop.test.ts"],
+  },
 ];

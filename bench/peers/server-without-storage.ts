@@ -15,7 +15,7 @@ import type { AppendResult, AppendRow } from "../../src/store/outbox/append.ts";
 const config = readConfig(process.env, "server");
 const groupCommit = {
   publish: async (rows: readonly AppendRow[]): Promise<AppendResult[]> =>
-    rows.map(() => ({ kind: "appended", deliveries: 1, lanes: [] })),
+    rows.map(() => ({ kind: "appended", deliveries: 1, lanes: [], dueAtMs: 0 })),
 } as Pick<RpcDependencies["groupCommit"], "publish"> as RpcDependencies["groupCommit"];
 const deps: RpcDependencies = {
   // Publish does not touch it.

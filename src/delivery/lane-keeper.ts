@@ -87,9 +87,10 @@ export class LaneKeeper {
     this.#beating = this.#beatLoop();
   }
 
-  wake(keys: readonly number[]): void {
+  /** Something may have come due in these lanes: `Due` says since when. */
+  wake(keys: readonly number[], sinceMs?: number): void {
     const now = this.#options.nowMs();
-    for (const key of keys) if (this.lanes.wake(key, now)) this.#mustPrepare = true;
+    for (const key of keys) if (this.lanes.appeared(key, { nowMs: now, sinceMs })) this.#mustPrepare = true;
   }
 
   /** There are lanes of which something has to be found out. */

@@ -38,13 +38,14 @@ const REPORT_SUCCESS_EVERY_MS = 10_000;
 /** A success within this time proves a receiver. */
 const PROVEN_MS = 3_600_000;
 /**
- * Rows commit out of order: one whose due time lies this little behind what was claimed can still turn up. What turns up
- * later still is found by the next look at the outbox. No further back, since every claim reads all index entries from
- * there on, and those of rows that ended stay for as long as any transaction might see them; of a lane with a backlog, whose
- * claims follow each other closely, there are most.
+ * A claim looks from this little before what the last one brought: several rows can have the same due time. No further back,
+ * since it reads all index entries from there on, and those of rows that ended stay for as long as any transaction might see
+ * them. What commits later than this after its due time says so when it is announced, and what is not announced is found by a
+ * look at the outbox.
  */
+const MARGIN_MS = 100;
+/** How much later than its due time something can have committed that does not say since when it is due. */
 const LATE_COMMIT_MS = 1_000;
-const LATE_COMMIT_IN_BACKLOG_MS = 100;
 
 type Recovery = { readonly untilMs: number; readonly pace: TokenBucket | undefined };
 
@@ -77,8 +78,10 @@ export class Lane {
   #failingSinceMs: number | undefined;
   #lastFailure: string | undefined;
   #usedAtMs = Number.NEGATIVE_INFINITY;
+  /** From which due time on a claim looks; and how far claims have come, both by the database's clock. */
   #sinceMs = Number.NEGATIVE_INFINITY;
-  /** Where a look that came while a claim was on its way has seen the first row: that claim may not have brought it. */
+  #claimedMs = Number.NEGATIVE_INFINITY;
+  /** Where there is something, as came to be known while a claim was on its way: that claim may not have brought it. */
   #foundMs = Number.POSITIVE_INFINITY;
   /** How many a claim that is on its way may bring. */
   #reserved = 0;
@@ -154,10 +157,21 @@ export class Lane {
 
   /** The first row that a look has found, which claims must not pass over; nor one that commits about now. */
   found({ dueInMs, databaseDueAtMs }: Pick<LaneSighting, "dueInMs" | "databaseDueAtMs">): void {
+    const databaseNowMs = databaseDueAtMs - dueInMs;
+    const fromMs = Math.min(databaseDueAtMs, databaseNowMs - LATE_COMMIT_MS);
+    if (this.#sinceMs === Number.NEGATIVE_INFINITY) [this.#sinceMs, this.#claimedMs] = [fromMs, databaseNowMs];
+    this.#goBackTo(fromMs);
+  }
+
+  /** Something has come due, at this time of the database at the earliest; undefined: about now. */
+  appeared(sinceMs = this.#claimedMs - LATE_COMMIT_MS): void {
+    this.#goBackTo(sinceMs);
+  }
+
+  #goBackTo(dueAtMs: number): void {
     // Postgres reckons in microseconds.
-    const fromMs = Math.min(databaseDueAtMs - 1, databaseDueAtMs - dueInMs - LATE_COMMIT_MS);
-    this.#sinceMs = this.#sinceMs === Number.NEGATIVE_INFINITY ? fromMs : Math.min(this.#sinceMs, fromMs);
-    this.#foundMs = Math.min(this.#foundMs, fromMs);
+    this.#sinceMs = Math.min(this.#sinceMs, dueAtMs - 1);
+    this.#foundMs = Math.min(this.#foundMs, dueAtMs - 1);
   }
 
   wake(dueAtMs: number): void {
@@ -258,8 +272,10 @@ export class Lane {
     this.inFlight += found.count;
     this.#takeTokens(found.count - reserved, nowMs);
     this.hasMore = found.count >= reserved;
-    const margin = this.hasMore ? LATE_COMMIT_IN_BACKLOG_MS : LATE_COMMIT_MS;
-    if (found.count > 0) this.#sinceMs = Math.min(found.dueAtMs - margin, this.#foundMs);
+    if (found.count > 0) {
+      this.#sinceMs = Math.min(found.dueAtMs - MARGIN_MS, this.#foundMs);
+      this.#claimedMs = found.dueAtMs;
+    }
     this.#reserved = 0;
     // A later time that it was woken for is forgotten as well: the next look at the outbox brings it back.
     if (!this.hasMore && this.wakes === wakes) this.dueAtMs = Number.POSITIVE_INFINITY;

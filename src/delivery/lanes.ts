@@ -51,6 +51,12 @@ export class Lanes {
     return !lane?.isEnabled;
   }
 
+  /** The same for what may have come due just now: `Due` says since when. */
+  appeared(key: number, { nowMs, sinceMs }: { nowMs: number; sinceMs: number | undefined }): boolean {
+    this.#lanes.get(key)?.appeared(sinceMs);
+    return this.wake(key, nowMs);
+  }
+
   /** Lanes that were woken and of which something has to be found out: each is told once. */
   takeStrangers(): number[] {
     const strangers = [...this.#strangers];

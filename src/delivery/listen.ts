@@ -2,15 +2,15 @@ import { randomUUID } from "node:crypto";
 import postgres, { type Sql } from "postgres";
 import type { Secret } from "../core/secret.ts";
 import { ARRAY_TYPES } from "../store/driver-options.ts";
-import { DUE_CHANNEL, parseDuePayload } from "../store/outbox/wake-up.ts";
+import { DUE_CHANNEL, type Due, parseDuePayload } from "../store/outbox/wake-up.ts";
 import { TEST_CHANNEL } from "../store/subscription-tests.ts";
 import { pause } from "./pause.ts";
 
 export type ListenOptions = {
   readonly url: Secret;
   readonly role: string;
-  /** Lanes that may have something due; undefined: any lane. */
-  readonly onDue: (lanes: readonly number[] | undefined) => void;
+  /** Something may have come due. */
+  readonly onDue: (due: Due) => void;
   /** Wake-ups may have been missed, since nobody listened for a while. */
   readonly onGap?: () => void;
   /** Somebody may have asked for a test of a subscription. */
@@ -43,7 +43,7 @@ export function listenForDue(options: ListenOptions): { close(): Promise<void> }
       }
       // What was sent while nobody listened is lost.
       options.onGap?.();
-      options.onDue(undefined);
+      options.onDue({ lanes: undefined });
       options.onTest?.();
     }
   })();

@@ -6,6 +6,7 @@ import { formatSubscriptionId, type Uuid } from "../core/ids.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
 import { type Ended, endDeliveries } from "../store/outbox/end.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
+import type { Due } from "../store/outbox/wake-up.ts";
 import { type Attempted, type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
 import { FloorRaiser } from "./floor-raiser.ts";
 import type { LaneOutcome } from "./lane.ts";
@@ -51,8 +52,8 @@ export type LoopEvent =
     };
 
 export type DeliveryLoop = {
-  /** Lanes that may have something due; undefined: any. */
-  wake(lanes: readonly number[] | undefined): void;
+  /** Something may have come due. */
+  wake(due: Due): void;
   /** Wake-ups may have been missed: looks through everything. */
   catchUp(): void;
   /** Stops claiming, hands back what has not begun, and resolves once what is in flight has ended and is recorded. */
@@ -124,7 +125,7 @@ class Loop implements DeliveryLoop {
     this.#keeper = new LaneKeeper({
       ...deps,
       onEvent: (event) => onEvent("lane" in event ? this.#withId(event) : event),
-      onOpened: () => this.wake(undefined),
+      onOpened: () => this.wake({ lanes: undefined }),
     });
     this.#sweeper = new Sweeper({
       sql,
@@ -133,7 +134,7 @@ class Loop implements DeliveryLoop {
       onEnded: (reason, ended) => this.#ended(reason, ended),
       onStranded: (lanes) => {
         if (lanes.length > 0) onEvent({ kind: "stranded", count: lanes.length });
-        this.wake(lanes);
+        this.wake({ lanes });
       },
     });
     this.#floorRaiser = new FloorRaiser({ sql, nowMs });
@@ -147,18 +148,18 @@ class Loop implements DeliveryLoop {
     this.#looking = this.#lookLoop();
   }
 
-  wake(lanes: readonly number[] | undefined): void {
+  wake({ lanes, sinceMs }: Due): void {
     if (lanes === undefined) {
       this.#lookAgain = true;
       this.#keeper.lookSoon();
       this.#nudgeLook();
-    } else this.#keeper.wake(lanes);
+    } else this.#keeper.wake(lanes, sinceMs);
     this.#nudgeClaim();
   }
 
   catchUp(): void {
     this.#keeper.catchUp();
-    this.wake(undefined);
+    this.wake({ lanes: undefined });
   }
 
   findStalls(): string[] {
@@ -368,20 +369,20 @@ class Loop implements DeliveryLoop {
     }
   }
 
-  #recorded({ recorded, promoted, superseded }: RecordedBatch): void {
+  #recorded({ recorded, promoted, promotedAtMs, superseded }: RecordedBatch): void {
     const now = this.#deps.nowMs();
     for (const entry of recorded) {
       const { decision, subscriptionKey } = entry.record;
       if (decision.kind === "retry") this.#lanes.wake(subscriptionKey, now + decision.delayMs);
       this.#deps.onEvent({ kind: "attempted", ...entry });
     }
-    this.#ended("SUPERSEDED", { count: superseded.length, promoted });
+    this.#ended("SUPERSEDED", { count: superseded.length, promoted }, promotedAtMs);
     this.#nudgeClaim();
   }
 
-  #ended(reason: EndReason, { count, promoted }: Ended): void {
+  #ended(reason: EndReason, { count, promoted }: Ended, promotedAtMs?: number): void {
     if (count > 0) this.#deps.onEvent({ kind: "ended", reason, count });
-    this.wake(promoted);
+    this.wake({ lanes: promoted, sinceMs: promotedAtMs });
   }
 
   /** The fallback for every wake-up that did not arrive, and the time for what needs no hurry. */

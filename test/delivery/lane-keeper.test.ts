@@ -204,7 +204,7 @@ describe("Resume", () => {
     const loop = startLoop(db);
     await loop.until((events) => events.some(({ kind }) => kind === "looked"));
     await resumeSubscription(db.server.orm, tenant, uuid);
-    loop.wake([lane]);
+    loop.wake({ lanes: [lane] });
     const began = performance.now();
     await receiver.until(() => receiver.received.length === 20);
     // 600 in a minute are ten a second.

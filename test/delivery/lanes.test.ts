@@ -468,7 +468,7 @@ describe("since", () => {
   it("begins at the first row that was seen, or about now if none is due yet", () => {
     for (const [dueInMs, since] of [
       [-5_000, DUE_AT_MS - 5_001],
-      [60_000, DUE_AT_MS - 1_000],
+      [60_000, DUE_AT_MS - 1_001],
     ] as const) {
       const lanes = ownLanes(100);
       lanes.sight(sighting(1, { dueInMs }), 0);
@@ -477,17 +477,37 @@ describe("since", () => {
     }
   });
 
-  it("follows what was claimed: closely while there is more, a second behind once there is not", () => {
+  it("follows what was claimed closely", () => {
     const rows = [300, 900, 600].map((ms) => delivery(1, DUE_AT_MS + ms));
-    for (const [quota, margin] of [
-      [3, 100],
-      [4, 1_000],
-    ] as const) {
+    for (const quota of [3, 4]) {
       const { lanes, pick } = oneLane();
       lanes.claimed([{ ...pick(1), quota }], rows, 1);
       lanes.wake(1, 2);
-      expect(pick(2).sinceMs).toBe(DUE_AT_MS + 900 - margin);
+      expect(pick(2).sinceMs).toBe(DUE_AT_MS + 900 - 100);
     }
+  });
+
+  it("goes back to what is announced, as far as that says, and by a second where it does not say", () => {
+    for (const [sinceMs, expected] of [
+      [DUE_AT_MS - 20_000, DUE_AT_MS - 20_001],
+      [undefined, DUE_AT_MS + 900 - 1_001],
+      [DUE_AT_MS + 900, DUE_AT_MS + 900 - 100],
+    ] as const) {
+      const { lanes, pick } = oneLane();
+      const picked = { ...pick(1), quota: 1 };
+      lanes.claimed([picked], [delivery(1, DUE_AT_MS + 900)], 1);
+      for (let times = 0; times < 3; times += 1) lanes.appeared(1, { nowMs: 2, sinceMs });
+      expect(pick(2).sinceMs).toBe(expected);
+    }
+  });
+
+  it("does not go back for ever: once what was announced is claimed it follows again", () => {
+    const { lanes, pick } = oneLane();
+    lanes.claimed([{ ...pick(1), quota: 1 }], [delivery(1, DUE_AT_MS + 900)], 1);
+    lanes.appeared(1, { nowMs: 2, sinceMs: DUE_AT_MS - 20_000 });
+    lanes.claimed([{ ...pick(2), quota: 1 }], [delivery(1, DUE_AT_MS + 950)], 2);
+    lanes.wake(1, 3);
+    expect(pick(3).sinceMs).toBe(DUE_AT_MS + 850);
   });
 
   it("goes back to a row that a later look finds behind it, and to that of no other lane", () => {
@@ -512,21 +532,34 @@ describe("since", () => {
     expect(pick(4).sinceMs).toBeLessThan(DUE_AT_MS + 20_000);
   });
 
-  it("never passes a row that a look has seen and no claim has brought", () => {
-    const step = fc.oneof(
-      fc.record({ kind: fc.constant("claim" as const), dueMs: fc.nat(100_000), isFull: fc.boolean() }),
-      fc.record({ kind: fc.constant("look" as const), dueMs: fc.nat(100_000), isFull: fc.boolean() }),
-    );
+  it("never passes a row that a look has seen or that was announced, also while a claim is on its way", () => {
+    const step = fc.record({
+      kind: fc.constantFrom("claim", "look", "announcement"),
+      dueMs: fc.nat(100_000),
+      isFull: fc.boolean(),
+      isInBetween: fc.boolean(),
+    });
     fc.assert(
       fc.property(fc.array(step, { maxLength: 40 }), (steps) => {
         const { lanes, pick } = oneLane();
         let nowMs = 1;
-        for (const { kind, dueMs, isFull } of steps) {
+        for (const { kind, dueMs, isFull, isInBetween } of steps) {
           nowMs += 1;
-          if (kind === "claim") {
-            lanes.claimed([{ ...pick(nowMs), quota: isFull ? 1 : 2 }], [delivery(1, DUE_AT_MS + dueMs)], nowMs);
+          const claim = (brought: number) => {
+            lanes.claimed([{ ...pick(nowMs), quota: isFull ? 1 : 2 }], [delivery(1, DUE_AT_MS + brought)], nowMs);
             succeed(lanes, 1, nowMs);
-          } else lanes.sight(sighting(1, { dueInMs: -dueMs, databaseDueAtMs: DUE_AT_MS + dueMs }), nowMs);
+          };
+          const notice = () => {
+            if (kind === "announcement") lanes.appeared(1, { nowMs, sinceMs: DUE_AT_MS + dueMs });
+            else lanes.sight(sighting(1, { dueInMs: -dueMs, databaseDueAtMs: DUE_AT_MS + dueMs }), nowMs);
+          };
+          if (kind === "claim") claim(dueMs);
+          else if (isInBetween) {
+            const picked = { ...pick(nowMs), quota: isFull ? 1 : 2 };
+            notice();
+            lanes.claimed([picked], [delivery(1, DUE_AT_MS + dueMs + 50_000)], nowMs);
+            succeed(lanes, 1, nowMs);
+          } else notice();
           lanes.wake(1, nowMs);
           expect(pick(nowMs).sinceMs).toBeLessThan(DUE_AT_MS + dueMs);
         }

@@ -1,7 +1,13 @@
 import { describe, expect, it } from "vitest";
 import { Secret } from "../../src/core/secret.ts";
 import { listenForDue } from "../../src/delivery/listen.ts";
-import { createWakeUp, DUE_CHANNEL, formatDuePayload, parseDuePayload } from "../../src/store/outbox/wake-up.ts";
+import {
+  createWakeUp,
+  DUE_CHANNEL,
+  type Due,
+  formatDuePayload,
+  parseDuePayload,
+} from "../../src/store/outbox/wake-up.ts";
 import { useDatabase } from "../support/database.ts";
 import { openTcpProxy } from "../support/tcp-proxy.ts";
 
@@ -15,14 +21,16 @@ function signal<T>(passes: (value: T) => boolean = () => true) {
 
 describe("the listener", () => {
   it("hears which lanes have something due", async () => {
-    const started = signal<readonly number[] | undefined>((lanes) => lanes?.includes(0) === true);
-    const heard = signal<readonly number[] | undefined>((lanes) => lanes?.includes(7) === true);
+    const started = signal<Due>(({ lanes }) => lanes?.includes(0) === true);
+    const dated = signal<Due>(({ lanes }) => lanes?.includes(7) === true);
+    const undated = signal<Due>(({ lanes }) => lanes?.includes(9) === true);
     const listener = listenForDue({
       url: db.url,
       role: "nuncio_worker",
-      onDue: (lanes) => {
-        started.call(lanes);
-        heard.call(lanes);
+      onDue: (due) => {
+        started.call(due);
+        dated.call(due);
+        undated.call(due);
       },
       onLost: () => undefined,
       heartbeatMs: 20,
@@ -31,20 +39,28 @@ describe("the listener", () => {
     const announcing = setInterval(() => wakeUp.announce([0]), 20);
     await started.promise;
     clearInterval(announcing);
-    wakeUp.announce([7, 8]);
-    expect(await heard.promise).toContain(8);
+    // Gathered while the last of those before is on its way; of two times the earlier one counts.
+    wakeUp.announce([7], 1_764_173_721_345.678);
+    wakeUp.announce([8], 1_764_173_721_345.677);
+    wakeUp.announce([9, 10]);
+    const before = await dated.promise;
+    expect(before.sinceMs).toBeLessThanOrEqual(1_764_173_721_345.678);
+    expect(before.sinceMs).toBeGreaterThanOrEqual(1_764_173_721_345.677);
+    const { lanes, sinceMs } = await undated.promise;
+    expect(lanes).toContain(10);
+    expect(sinceMs).toBeUndefined();
     await listener.close();
   });
 
   it("[B46] notices a connection that has gone silent, and replaces it", async () => {
     const proxy = await openTcpProxy(new URL(db.url.reveal()));
     const lost = signal<unknown>();
-    const heard: (readonly number[] | undefined)[] = [];
+    const heard: Due["lanes"][] = [];
     let check: () => void = () => undefined;
     const listener = listenForDue({
       url: new Secret(proxy.through(db.url.reveal())),
       role: "nuncio_worker",
-      onDue: (lanes) => {
+      onDue: ({ lanes }) => {
         heard.push(lanes);
         check();
       },
@@ -72,11 +88,14 @@ describe("the listener", () => {
 });
 
 describe("a wake-up", () => {
-  it("names its lanes, or none when they are too many for a payload", () => {
-    expect(parseDuePayload(formatDuePayload(new Set([1, 2])))).toEqual([1, 2]);
+  it("names its lanes, or none when they are too many for a payload, and the time since which they have something due", () => {
+    expect(parseDuePayload(formatDuePayload(new Set([1, 2])))).toEqual({ lanes: [1, 2], sinceMs: undefined });
+    const sinceMs = 1_764_173_721_345.678;
+    expect(parseDuePayload(formatDuePayload(new Set([1, 2]), sinceMs))).toEqual({ lanes: [1, 2], sinceMs });
     const many = new Set(Array.from({ length: 501 }, (_, i) => 2_000_000_000 + i));
-    expect(parseDuePayload(formatDuePayload(many))).toBeUndefined();
-    expect(formatDuePayload(new Set([...many].slice(0, 500))).length).toBeLessThan(8_000);
-    for (const rubbish of ["", "a,b", "1.5"]) expect(parseDuePayload(rubbish)).toBeUndefined();
+    expect(parseDuePayload(formatDuePayload(many, sinceMs))).toEqual({ lanes: undefined });
+    expect(formatDuePayload(new Set([...many].slice(0, 500)), sinceMs).length).toBeLessThan(8_000);
+    for (const rubbish of ["", "a,b", "1.5", ":1", "1:", "1,", "x:1", "1:2:3"])
+      expect(parseDuePayload(rubbish)).toEqual({ lanes: undefined });
   });
 });

@@ -1,4 +1,5 @@
 import { type CloudEvent, HTTP } from "cloudevents";
+import type { Sql } from "postgres";
 import { Webhook } from "standardwebhooks";
 import Stripe from "stripe";
 import { Webhook as SvixWebhook } from "svix";
@@ -9,6 +10,7 @@ import { ownerOf } from "../../src/core/ownership.ts";
 import { cacheTargets, type TargetCache } from "../../src/delivery/targets.ts";
 import { getDelivery, listDeliveries } from "../../src/store/deliveries.ts";
 import { appendEvents } from "../../src/store/outbox/append.ts";
+import { createWakeUp } from "../../src/store/outbox/wake-up.ts";
 import { deleteSubscription, pauseSubscription, resumeSubscription } from "../../src/store/subscription-changes.ts";
 import { useDatabase } from "../support/database.ts";
 import { addSubscription, draftEvent, newTenant, toRow } from "../support/fixtures.ts";
@@ -266,6 +268,43 @@ describe("the loop", () => {
     await deleteRows(lane);
   });
 
+  it("does not wait for a look at the outbox because its transaction took long and others were faster", async () => {
+    const tenant = newTenant();
+    const receiver = await openReceiver();
+    await addSubscription(db, tenant, { url: receiver.url, ordering: "NONE" });
+    const wakeUp = createWakeUp(db.server.hot, (error) => {
+      throw error;
+    });
+    const append = async (sql: Sql, userId: string) => {
+      const rows = [toRow(draftEvent(tenant, { user: { id: userId } }))];
+      const [result] = await appendEvents(sql, rows, { maxPendingMs: 7 * 86_400_000 });
+      if (result?.kind !== "appended") throw new Error("not appended");
+      return () => wakeUp.announce(result.lanes, result.dueAtMs);
+    };
+    const loop = startLoop(db, { pollIntervalMs: 600_000 });
+    const deliverOne = async () => {
+      const count = receiver.received.length + 1;
+      const announce = await append(db.server.hot, "u_fast");
+      // Until the listener is there nobody hears it.
+      const announcing = setInterval(announce, 50);
+      announce();
+      await receiver.until(() => receiver.received.length === count);
+      clearInterval(announcing);
+    };
+    await deliverOne();
+    const slow = await db.server.hot.reserve();
+    await slow`BEGIN`;
+    const isOld = async () =>
+      (await slow<{ is_old: boolean }[]>`SELECT clock_timestamp() - now() > '1.5 s' AS is_old`)[0]?.is_old;
+    while (!(await isOld())) await deliverOne();
+    const announce = await append(slow, "u_slow");
+    await slow`COMMIT`;
+    slow.release();
+    announce();
+    await receiver.until(() => receiver.received.at(-1)?.body.includes("u_slow") === true);
+    await loop.stop();
+  });
+
   it("[B14] sends nothing while paused, delivers all of it after, and cancels what a deleted subscription had", async () => {
     const tenant = newTenant();
     const [paused, deleted] = [await openReceiver(), await openReceiver()];
@@ -280,7 +319,7 @@ describe("the loop", () => {
     await loop.until((events) => events.some((event) => event.kind === "ended" && event.count === 5));
     expect(paused.received).toHaveLength(0);
     const { lane } = await resumeSubscription(db.server.orm, tenant, first.uuid);
-    loop.wake([lane]);
+    loop.wake({ lanes: [lane] });
     await paused.until(() => paused.received.length === 5);
     await loop.stop();
     expect(deleted.received).toHaveLength(0);

@@ -23,6 +23,7 @@ const appended = ({ bodyTail }: AppendRow): AppendResult => ({
   kind: "appended",
   deliveries: bodyTail.length,
   lanes: [createHash("sha256").update(bodyTail).digest().readUInt16BE()],
+  dueAtMs: 1_000,
 });
 
 type Held = {
@@ -58,11 +59,11 @@ function heldAppend() {
 
 function start(changes: Partial<GroupCommitOptions> = {}) {
   const store = heldAppend();
-  const committed: number[][] = [];
+  const committed: [number[], number][] = [];
   const groupCommit = new GroupCommit({
     nowMs: () => performance.now(),
     append: store.append,
-    onCommitted: (lanes) => committed.push([...lanes]),
+    onCommitted: (lanes, sinceMs) => committed.push([[...lanes], sinceMs]),
     writers: 1,
     groupRows: 500,
     maxQueuedRows: 1_000,
@@ -94,7 +95,7 @@ describe("gathering", () => {
     expect(group.ids).toEqual(["a", "b", "c"]);
     group.commit();
     expect(await Promise.all(calls)).toEqual([[appended(row("a"))], [row("b"), row("c")].map(appended)]);
-    expect(committed).toEqual([["a", "b", "c"].flatMap((id) => lanesOf(row(id)))]);
+    expect(committed).toEqual([[["a", "b", "c"].flatMap((id) => lanesOf(row(id))), 1_000]]);
   });
 
   it("gathers calls while one is on its way, and appends them together after it", async () => {

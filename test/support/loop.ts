@@ -57,7 +57,7 @@ export function startLoop(
     ...changes,
   });
   const listener = listens
-    ? listenForDue({ url: db.url, role: "nuncio_worker", onDue: (lanes) => loop.wake(lanes), onLost: () => undefined })
+    ? listenForDue({ url: db.url, role: "nuncio_worker", onDue: (due) => loop.wake(due), onLost: () => undefined })
     : undefined;
   let stopped: Promise<void> | undefined;
   const stop = () => {
@@ -69,7 +69,7 @@ export function startLoop(
   };
   cleanUp(stop);
   return {
-    wake: (lanes) => loop.wake(lanes),
+    wake: (due) => loop.wake(due),
     drain: () => loop.drain(),
     catchUp: () => loop.catchUp(),
     findStalls: () => loop.findStalls(),

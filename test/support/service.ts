@@ -39,7 +39,7 @@ export function createDependencies(
     groupCommit: new GroupCommit({
       nowMs: () => performance.now(),
       append: (rows) => appendEvents(server.hot, rows, { maxPendingMs: 7 * 86_400_000 }),
-      onCommitted: (lanes) => wakeUp.announce(lanes),
+      onCommitted: (lanes, sinceMs) => wakeUp.announce(lanes, sinceMs),
       writers: 2,
       groupRows: 500,
       maxQueuedRows: 20_000,

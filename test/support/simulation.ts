@@ -51,6 +51,7 @@ export type Request = {
 };
 
 const SCHEDULE = parseSchedule("1s,2s,4s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s,8s") as number[];
+const LATEST_COMMIT_MS = 5_000;
 const HEARTBEAT_MS = 2_000;
 const HEARTBEAT_LIFE_MS = 6_000;
 
@@ -67,6 +68,7 @@ export class Simulation {
   readonly #open: { worker: string; lane: number; endsAtMs: number }[] = [];
   readonly #proven = new Set<number>();
   readonly #agenda: { atMs: number; order: number; act: () => void }[] = [];
+  #uncommitted = 0;
   #sequence = 0;
   #tokens = 0;
 
@@ -86,7 +88,7 @@ export class Simulation {
   /** Runs what is on the agenda until that time, or until nothing is left to be delivered. */
   run(untilMs: number, { stopWhenEmpty = false } = {}): void {
     while (this.#agenda[0] && this.#agenda[0].atMs <= untilMs) {
-      if (stopWhenEmpty && this.#rows.size === 0) return;
+      if (stopWhenEmpty && this.pending === 0) return;
       const { atMs, act } = pop(this.#agenda);
       this.nowMs = atMs;
       act();
@@ -95,23 +97,32 @@ export class Simulation {
   }
 
   get pending(): number {
-    return this.#rows.size;
+    return this.#rows.size + this.#uncommitted;
   }
 
+  /** Due now, and there for everybody once its transaction has committed, which nothing bounds but a time limit. */
   publish(lane: number, user: number): void {
+    const dueAtMs = this.nowMs;
+    const lateMs = this.random() < 0.05 ? this.random() * LATEST_COMMIT_MS : this.random() * 20;
+    this.#uncommitted += 1;
+    this.at(this.nowMs + lateMs, () => this.#commit(lane, user, dueAtMs));
+  }
+
+  #commit(lane: number, user: number, dueAtMs: number): void {
+    this.#uncommitted -= 1;
     this.#sequence += 1;
     const isBehind = this.#rowsOf(lane).some((row) => row.user === user);
     this.#rows.set(`${lane} ${this.#sequence}`, {
       lane,
       user,
       sequence: this.#sequence,
-      nextAtMs: isBehind ? Number.POSITIVE_INFINITY : this.nowMs,
+      nextAtMs: isBehind ? Number.POSITIVE_INFINITY : dueAtMs,
       leaseUntilMs: 0,
       token: 0,
       failures: 0,
       attempt: 0,
     });
-    for (const worker of this.#workers.values()) worker.wake(lane);
+    for (const worker of this.#workers.values()) worker.wake(lane, dueAtMs);
   }
 
   startWorker(name: string): void {
@@ -341,9 +352,9 @@ class SimulatedWorker {
     if (reports.length > 0) this.#later(this.#latency(), () => this.#world.report(reports));
   }
 
-  wake(lane: number): void {
+  wake(lane: number, sinceMs: number): void {
     this.#later(this.#latency(), () => {
-      this.#lanes.wake(lane, this.#world.nowMs);
+      this.#lanes.appeared(lane, { nowMs: this.#world.nowMs, sinceMs });
       this.#claimSoon(0);
     });
   }
@@ -410,11 +421,11 @@ class SimulatedWorker {
         end(ok ? { kind: "succeeded" } : { kind: "failed", eventKey, detail: "HTTP 500", holdMs, isGone: false });
         this.#later(this.#latency(), () => {
           this.#world.record(delivery, ok);
+          const { nowMs: sinceMs } = this.#world;
           this.#later(this.#latency(), () => {
-            this.#lanes.wake(
-              delivery.subscriptionKey,
-              this.#world.nowMs + (ok ? 0 : (SCHEDULE[delivery.failures] ?? 0)),
-            );
+            const { nowMs } = this.#world;
+            if (ok) this.#lanes.appeared(delivery.subscriptionKey, { nowMs, sinceMs });
+            else this.#lanes.wake(delivery.subscriptionKey, nowMs + (SCHEDULE[delivery.failures] ?? 0));
             this.#claimSoon(0);
           });
         });

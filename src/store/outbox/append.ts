@@ -12,7 +12,13 @@ export type AppendRow = {
 };
 
 export type AppendResult =
-  | { readonly kind: "appended"; readonly deliveries: number; readonly lanes: readonly number[] }
+  | {
+      readonly kind: "appended";
+      readonly deliveries: number;
+      /** Where something may be due now, and since when: the transaction's time, in milliseconds since 1970. */
+      readonly lanes: readonly number[];
+      readonly dueAtMs: number;
+    }
   | { readonly kind: "duplicate" }
   | { readonly kind: "conflict" };
 
@@ -28,8 +34,8 @@ export async function appendEvents(
   rows: readonly AppendRow[],
   { maxPendingMs }: { maxPendingMs: number },
 ): Promise<AppendResult[]> {
-  const appended = await sql<{ ordinal: number; deliveries: number; lanes: number[] | null }[]>`
-    SELECT ordinal, deliveries, lanes FROM nuncio.append_events(
+  const appended = await sql<{ ordinal: number; deliveries: number; lanes: number[] | null; due_at_ms: number }[]>`
+    SELECT ordinal, deliveries, lanes, date_part('epoch', now()) * 1000 AS due_at_ms FROM nuncio.append_events(
       ${rows.map((row) => row.tenantId)}::text[],
       ${rows.map((row) => row.eventId)}::text[],
       ${rows.map((row) => row.eventTypeCode)}::smallint[],
@@ -39,8 +45,8 @@ export async function appendEvents(
       ${rows.map((row) => row.bodyTail)}::text[],
       ${maxPendingMs}::bigint)`;
   const results = new Array<AppendResult | undefined>(rows.length);
-  for (const { ordinal, deliveries, lanes } of appended) {
-    results[ordinal - 1] = { kind: "appended", deliveries, lanes: lanes ?? [] };
+  for (const { ordinal, deliveries, lanes, due_at_ms } of appended) {
+    results[ordinal - 1] = { kind: "appended", deliveries, lanes: lanes ?? [], dueAtMs: due_at_ms };
   }
   if (appended.length < rows.length) await resolveUsedIds(sql, rows, results);
   return results as AppendResult[];

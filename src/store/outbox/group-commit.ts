@@ -5,8 +5,8 @@ import type { AppendResult, AppendRow } from "./append.ts";
 export type GroupCommitOptions = {
   /** Stores rows in one transaction: `appendEvents` on a pool with at least `writers` connections. */
   readonly append: (rows: readonly AppendRow[]) => Promise<AppendResult[]>;
-  /** Called after a commit with the lanes that have something due now. */
-  readonly onCommitted: (lanes: readonly number[]) => void;
+  /** Called after a commit with the lanes that have something due now, if any, and since when. */
+  readonly onCommitted: (lanes: readonly number[], sinceMs: number) => void;
   readonly nowMs: () => number;
   readonly writers: number;
   /** Rows after which a group takes no further call. One call is never split: its events keep their order. */
@@ -143,7 +143,7 @@ export class GroupCommit {
     try {
       const results = await this.#options.append(firsts.flat());
       this.#stuckSinceMs = this.#queue.length > 0 ? this.#options.nowMs() : undefined;
-      this.#options.onCommitted(results.flatMap((result) => (result.kind === "appended" ? result.lanes : [])));
+      this.#tellDue(results);
       let next = 0;
       for (const [i, call] of group.entries()) {
         const count = firsts[i]?.length ?? 0;
@@ -153,6 +153,13 @@ export class GroupCommit {
     } catch (error) {
       await this.#fail(group, error);
     }
+  }
+
+  #tellDue(results: readonly AppendResult[]): void {
+    const appended = results.filter((result) => result.kind === "appended");
+    const lanes = appended.flatMap((result) => result.lanes);
+    // One transaction, one time.
+    if (appended[0]) this.#options.onCommitted(lanes, appended[0].dueAtMs);
   }
 
   /** Trouble with Postgres fails the group; a row that Postgres refuses fails its own call only. */

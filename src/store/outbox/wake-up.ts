@@ -7,17 +7,34 @@ const MAX_NAMED_LANES = 500;
 const ANY_LANE = "*";
 const LONGEST_GATHERING_MS = 3;
 
-export function formatDuePayload(lanes: ReadonlySet<number>): string {
-  return lanes.size > MAX_NAMED_LANES ? ANY_LANE : [...lanes].join(",");
+/** What has come due, as far as it is known. */
+export type Due = {
+  /** Undefined: any. */
+  readonly lanes: readonly number[] | undefined;
+  /**
+   * The least due time of what is announced, by the database's clock, in milliseconds since 1970: rows commit later than they
+   * are due, and claims may have passed by meanwhile. Undefined: about now.
+   */
+  readonly sinceMs?: number | undefined;
+};
+
+/** `7,8`, or with a time `1764173721345.678:7,8`. */
+export function formatDuePayload(lanes: ReadonlySet<number>, sinceMs?: number): string {
+  if (lanes.size > MAX_NAMED_LANES) return ANY_LANE;
+  return `${sinceMs === undefined ? "" : `${sinceMs}:`}${[...lanes].join(",")}`;
 }
 
-/** The lanes that a payload names; undefined for any lane, which a payload that we do not understand means as well. */
-export function parseDuePayload(payload: string): number[] | undefined {
-  const lanes = payload.split(",").map(Number);
-  return payload !== "" && lanes.every(Number.isInteger) ? lanes : undefined;
+/** A payload that we do not understand means any lane. */
+export function parseDuePayload(payload: string): Due {
+  const [, time, list = ""] = /^(?:(\d+(?:\.\d+)?):)?(\d+(?:,\d+)*)$/.exec(payload) ?? [];
+  if (list === "") return { lanes: undefined };
+  return { lanes: list.split(",").map(Number), sinceMs: time === undefined ? undefined : Number(time) };
 }
 
-export type WakeUp = { announce(lanes: readonly number[]): void };
+export type WakeUp = {
+  /** `sinceMs` as in `Due`; without it what has come due must have committed at once. */
+  announce(lanes: readonly number[], sinceMs?: number): void;
+};
 
 /**
  * Tells workers which lanes have something due, after the commit and never inside it: a transaction that notifies holds
@@ -26,15 +43,23 @@ export type WakeUp = { announce(lanes: readonly number[]): void };
  */
 export function createWakeUp(sql: Sql, onFailure: (error: unknown) => void): WakeUp {
   let gathered = new Set<number>();
+  let gatheredSinceMs = Number.POSITIVE_INFINITY;
+  let undated = new Set<number>();
   let busy = false;
+
+  function takePayloads(): string[] {
+    const payloads: string[] = [];
+    if (gathered.size > 0) payloads.push(formatDuePayload(gathered, gatheredSinceMs));
+    if (undated.size > 0) payloads.push(formatDuePayload(undated));
+    [gathered, gatheredSinceMs, undated] = [new Set(), Number.POSITIVE_INFINITY, new Set()];
+    return payloads;
+  }
 
   async function drain(): Promise<void> {
     busy = true;
-    while (gathered.size > 0) {
-      const payload = formatDuePayload(gathered);
-      gathered = new Set();
+    for (let payloads = takePayloads(); payloads.length > 0; payloads = takePayloads()) {
       try {
-        await sql`SELECT pg_notify(${DUE_CHANNEL}, ${payload})`;
+        await sql`SELECT pg_notify(${DUE_CHANNEL}, p.payload) FROM unnest(${payloads}::text[]) AS p (payload)`;
       } catch (error) {
         onFailure(error);
       }
@@ -44,9 +69,11 @@ export function createWakeUp(sql: Sql, onFailure: (error: unknown) => void): Wak
   }
 
   return {
-    announce(lanes) {
-      for (const lane of lanes) gathered.add(lane);
-      if (!busy && gathered.size > 0) void drain();
+    announce(lanes, sinceMs) {
+      if (lanes.length === 0) return;
+      for (const lane of lanes) (sinceMs === undefined ? undated : gathered).add(lane);
+      if (sinceMs !== undefined) gatheredSinceMs = Math.min(gatheredSinceMs, sinceMs);
+      if (!busy) void drain();
     },
   };
 }
