@@ -188,7 +188,7 @@ describe("the order of a user", () => {
     const old = await claim(lane);
     await makeDue(lane);
     const current = await claim(lane);
-    expect(await record(old)).toEqual({ stale: [true], promoted: [], superseded: [] });
+    expect(await record(old)).toMatchObject({ stale: [true], promoted: [], superseded: [] });
     expect(await claim(lane)).toEqual([]);
     expect((await record(current)).promoted).toEqual([lane]);
   });
@@ -287,7 +287,10 @@ describe("who leaves", () => {
     expect(await endsOf(lane)).toEqual([[failing, 4]]);
     const next = await claim(lane);
     expect(idsOf(next)).toEqual([untried]);
-    expect(await record(next, RETRY)).toEqual({ stale: [false], promoted: [lane], superseded: [lane] });
+    const recorded = await record(next, RETRY);
+    const [due] = await db.admin`
+      SELECT date_part('epoch', next_at) * 1000 AS at_ms FROM nuncio.outbox WHERE subscription_key = ${lane}`;
+    expect(recorded).toEqual({ stale: [false], promoted: [lane], promotedAtMs: due?.at_ms, superseded: [lane] });
     expect(await endsOf(lane)).toEqual([
       [failing, 4],
       [untried, 4],
