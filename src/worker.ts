@@ -69,6 +69,7 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
   if (isReady) {
     const stopping = new AbortController();
     const connections = keepConnections(nowMs, config.requestTimeoutMs);
+    const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));
     const sending = {
       sql: db.hot,
       resolve: shareAnswers(createResolver(config.requestTimeoutMs), nowMs),
@@ -90,14 +91,14 @@ async function runWorker(config: Config, logger: Logger, stop: Stop): Promise<vo
       maxInFlight: config.maxInFlight,
       leaseMs: config.leaseMs,
       orderHoldMs: config.orderHoldMs,
+      wakeUp,
       ...(tracing ? { startAttempt: tracing.startAttempt } : {}),
     });
     const tester = startTester({ ...sending, box });
-    const wakeUp = createWakeUp(db.hot, (error) => logger.warn({ error }, "wake_up.failed"));
     const { maxPendingMs, payloadRetentionMs } = config;
-    void keepErasing({ ...sending, onDue: (lanes) => wakeUp.announce(lanes) }, stopping.signal);
+    void keepErasing({ ...sending, onDue: (lanes, sinceMs) => wakeUp.announce(lanes, sinceMs) }, stopping.signal);
     void keepRedriving(
-      { ...sending, maxPendingMs, payloadRetentionMs, onDue: (lane) => wakeUp.announce([lane]) },
+      { ...sending, maxPendingMs, payloadRetentionMs, onDue: (lane, sinceMs) => wakeUp.announce([lane], sinceMs) },
       stopping.signal,
     );
     const running = loop;

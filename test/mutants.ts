@@ -44,7 +44,7 @@ export const MUTANTS: readonly Mutant[] = [
   {
     name: "a worker that relies on NOTIFY",
     file: "src/delivery/lane-keeper.ts",
-    from: "else this.lanes.sight(sighting, nowMs());\n        }\n        lanes += seen.length;",
+    from: "else this.lanes.sight(sighting, nowMs(), { isPartial: !isWhole });\n        }\n        lanes += seen.length;",
     to: "}\n        lanes += seen.length;",
     tests: ["test/delivery/loop.test.ts"],
   },
@@ -124,8 +124,8 @@ BEGIN
   {
     name: "an end after which nobody goes on",
     file: "src/store/outbox/end.ts",
-    from: "promoted: await promoteFollowers(tx, candidates)",
-    to: "promoted: await promoteFollowers(tx, [])",
+    from: "...(await promoteFollowers(tx, candidates))",
+    to: "...(await promoteFollowers(tx, []))",
     tests: ["test/store/order.test.ts"],
   },
   {
@@ -194,8 +194,8 @@ BEGIN
   {
     name: "a claim that passes over what a look has found meanwhile",
     file: "src/delivery/lane.ts",
-    from: "Math.min(found.dueAtMs - margin, this.#foundMs)",
-    to: "found.dueAtMs - margin",
+    from: "Math.min(found.dueAtMs - MARGIN_MS, this.#foundMs)",
+    to: "found.dueAtMs - MARGIN_MS",
     tests: ["test/delivery/lanes.test.ts"],
   },
   {
@@ -363,7 +363,30 @@ BEGIN
     name: "a claim that passes by what took long to commit, though it was announced",
     file: "src/delivery/lane.ts",
     from: "    this.#goBackTo(sinceMs);\n",
-    to: "    this.#goBackTo(Math.max(sinceMs, this.#claimedMs - LATE_COMMIT_MS));\n",
+    to: "    this.#goBackTo(Math.max(sinceMs, this.#claimedMs - UNDATED_MS));\n",
     tests: ["test/delivery/loop.test.ts"],
+  },
+  {
+    name: "a lane that is taken over where it was first seen",
+    file: "src/delivery/lane.ts",
+    from: `      this.#sinceMs = Number.NEGATIVE_INFINITY;
+      this.#claimedMs = Number.POSITIVE_INFINITY;
+`,
+    to: "",
+    tests: ["test/delivery/lanes.test.ts"],
+  },
+  {
+    name: "a promotion in a lane of another worker that nobody hears of",
+    file: "src/delivery/loop.ts",
+    from: "    this.#deps.wakeUp.announce(ofOthers, sinceMs);\n",
+    to: "",
+    tests: ["test/delivery/lane-keeper.test.ts"],
+  },
+  {
+    name: "a listener that does not say what it may have missed",
+    file: "src/delivery/listen.ts",
+    from: "    // Whenever we come here again.\n    mayHaveMissed = true;\n",
+    to: "",
+    tests: ["test/delivery/listen.test.ts"],
   },
 ];

@@ -6,8 +6,8 @@ import { pause } from "./pause.ts";
 export type EraserOptions = {
   readonly sql: Sql;
   readonly pollIntervalMs: number;
-  /** Lanes where something has come due. */
-  readonly onDue: (lanes: readonly number[]) => void;
+  /** Lanes where something has come due, since this time of the database. */
+  readonly onDue: (lanes: readonly number[], sinceMs: number) => void;
   readonly onEvent: (event: EraserEvent) => void;
 };
 
@@ -35,7 +35,7 @@ export async function keepErasing(options: EraserOptions, signal: AbortSignal): 
       batch = Math.min(BATCH, batch * 2);
       if (erasure === undefined) pauseMs = pollIntervalMs;
       else if (step === undefined || step.hasToWait) pauseMs = WAIT_MS;
-      if (step && step.lanes.length > 0) onDue(step.lanes);
+      if (step && step.lanes.length > 0) onDue(step.lanes, step.atMs);
       if (erasure && step?.hasEnded) onEvent({ kind: "erasure_ended", erasure });
     } catch (error) {
       onEvent({ kind: "failed", step: "erase", error });

@@ -50,8 +50,8 @@ const PAGE = 1_000;
 const MOST_COUNTED = 100_000;
 const PACED_AT_ONCE = 16;
 const FAILURE_PAUSE_MS = 250;
-/** How much later than its due time a row may commit without being passed over by a look that is not whole: the time limit of statements. */
-const LATE_COMMIT_MS = 5_000;
+/** How much later than its due time a row may commit and still be seen by a look that is not whole: what one statement may take. */
+const SEEN_LATE_MS = 5_000;
 /** There is a look at the whole outbox this often, whatever it takes; and one at what has come due lately. */
 const LONGEST_WITHOUT_WHOLE_LOOK_MS = 60_000;
 const LONGEST_WITHOUT_LOOK_MS = 5_000;
@@ -90,7 +90,7 @@ export class LaneKeeper {
   /** Something may have come due in these lanes: `Due` says since when. */
   wake(keys: readonly number[], sinceMs?: number): void {
     const now = this.#options.nowMs();
-    for (const key of keys) if (this.lanes.appeared(key, { nowMs: now, sinceMs })) this.#mustPrepare = true;
+    for (const key of keys) if (this.lanes.appeared(key, { dueAtMs: now, sinceMs })) this.#mustPrepare = true;
   }
 
   /** There are lanes of which something has to be found out. */
@@ -171,6 +171,9 @@ export class LaneKeeper {
     const isWhole = beganAtMs >= this.#wholeAtMs || this.#lookedAtMs === Number.NEGATIVE_INFINITY;
     void this.report();
     if (!isWhole && beganAtMs < this.#partialAtMs) return { lanes: 0, orphaned: [] };
+    // What is asked for from here on is not over with this look.
+    if (isWhole) this.#wholeAtMs = Number.POSITIVE_INFINITY;
+    else this.#partialAtMs = Number.POSITIVE_INFINITY;
     const orphaned: number[] = [];
     let lanes = 0;
     let seen: LaneSighting[];
@@ -180,7 +183,7 @@ export class LaneKeeper {
         seen = isWhole ? await this.#seeWhole(after) : await this.#seeSince(after);
         for (const sighting of seen) {
           if (sighting.deleted) orphaned.push(sighting.lane);
-          else this.lanes.sight(sighting, nowMs());
+          else this.lanes.sight(sighting, nowMs(), { isPartial: !isWhole });
         }
         lanes += seen.length;
         after = seen.at(-1)?.lane ?? after;
@@ -188,16 +191,17 @@ export class LaneKeeper {
       this.#lookedAtMs = beganAtMs;
     } finally {
       const pauseMs = restAfter(nowMs() - beganAtMs);
-      if (isWhole) this.#wholeAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_WHOLE_LOOK_MS);
-      else this.#partialAtMs = nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_LOOK_MS);
+      if (isWhole) {
+        this.#wholeAtMs = Math.min(this.#wholeAtMs, nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_WHOLE_LOOK_MS));
+      } else this.#partialAtMs = Math.min(this.#partialAtMs, nowMs() + Math.min(pauseMs, LONGEST_WITHOUT_LOOK_MS));
+      this.#mustPrepare = true;
     }
-    this.#mustPrepare = true;
     return { lanes, orphaned };
   }
 
   #seeSince(after: number): Promise<LaneSighting[]> {
     const { sql, nowMs } = this.#options;
-    return listLanesSince(sql, { after, limit: PAGE, overdueMs: nowMs() - this.#lookedAtMs + LATE_COMMIT_MS });
+    return listLanesSince(sql, { after, limit: PAGE, overdueMs: nowMs() - this.#lookedAtMs + SEEN_LATE_MS });
   }
 
   /** By the index; while that is slow all at once by reading the table, and when that fails by the index again. */

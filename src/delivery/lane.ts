@@ -44,8 +44,8 @@ const PROVEN_MS = 3_600_000;
  * look at the outbox.
  */
 const MARGIN_MS = 100;
-/** How much later than its due time something can have committed that does not say since when it is due. */
-const LATE_COMMIT_MS = 1_000;
+/** How far behind what was claimed last something may be due that does not say since when. */
+const UNDATED_MS = 2_000;
 
 type Recovery = { readonly untilMs: number; readonly pace: TokenBucket | undefined };
 
@@ -78,9 +78,10 @@ export class Lane {
   #failingSinceMs: number | undefined;
   #lastFailure: string | undefined;
   #usedAtMs = Number.NEGATIVE_INFINITY;
-  /** From which due time on a claim looks; and how far claims have come, both by the database's clock. */
+  /** From which due time on a claim looks, by the database's clock; minus infinity until a look from the lane's beginning. */
   #sinceMs = Number.NEGATIVE_INFINITY;
-  #claimedMs = Number.NEGATIVE_INFINITY;
+  /** The due time of what was claimed last, or the time of that look; infinite before it. */
+  #claimedMs = Number.POSITIVE_INFINITY;
   /** Where there is something, as came to be known while a claim was on its way: that claim may not have brought it. */
   #foundMs = Number.POSITIVE_INFINITY;
   /** How many a claim that is on its way may bring. */
@@ -155,16 +156,22 @@ export class Lane {
     this.#limit = requestsPerSecond === undefined ? undefined : take(emptyBucket(requestsPerSecond, nowMs), claimed);
   }
 
-  /** The first row that a look has found, which claims must not pass over; nor one that commits about now. */
-  found({ dueInMs, databaseDueAtMs }: Pick<LaneSighting, "dueInMs" | "databaseDueAtMs">): void {
-    const databaseNowMs = databaseDueAtMs - dueInMs;
-    const fromMs = Math.min(databaseDueAtMs, databaseNowMs - LATE_COMMIT_MS);
-    if (this.#sinceMs === Number.NEGATIVE_INFINITY) [this.#sinceMs, this.#claimedMs] = [fromMs, databaseNowMs];
-    this.#goBackTo(fromMs);
+  /** Whether a claim would read all that the lane ever had: no look from the beginning has told what is left of it. */
+  get isUnbounded(): boolean {
+    return this.#sinceMs === Number.NEGATIVE_INFINITY;
+  }
+
+  /** The first row that a look has found, if any, which claims must not pass over. */
+  found({ databaseDueAtMs, databaseNowMs }: Pick<LaneSighting, "databaseDueAtMs" | "databaseNowMs">): void {
+    if (this.isUnbounded) {
+      this.#sinceMs = Math.min(this.#foundMs, databaseNowMs - UNDATED_MS);
+      this.#claimedMs = databaseNowMs;
+    }
+    this.#goBackTo(databaseDueAtMs);
   }
 
   /** Something has come due, at this time of the database at the earliest; undefined: about now. */
-  appeared(sinceMs = this.#claimedMs - LATE_COMMIT_MS): void {
+  appeared(sinceMs = this.#claimedMs - UNDATED_MS): void {
     this.#goBackTo(sinceMs);
   }
 
@@ -179,17 +186,28 @@ export class Lane {
     this.wakes += 1;
   }
 
-  /** A new owner does not know what the one before has on its way, and begins with an empty bucket. */
+  /**
+   * A new owner does not know what the one before has on its way, nor where that one's claims have come to, and begins with an
+   * empty bucket.
+   */
   own(isOwned: boolean, { nowMs, mustCount }: { nowMs: number; mustCount: boolean }): void {
     if (isOwned && !this.isOwned) {
+      this.#sinceMs = Number.NEGATIVE_INFINITY;
+      this.#claimedMs = Number.POSITIVE_INFINITY;
+      this.#foundMs = Number.POSITIVE_INFINITY;
       if (mustCount) this.#foreign = undefined;
       this.#limit &&= emptyBucket(this.#limit.perSecond, nowMs);
     }
     this.isOwned = isOwned;
   }
 
+  /** Whether something has to be known before anything begins: what others have on their way, or where to begin. */
   get isUncounted(): boolean {
-    return this.isOwned && this.#foreign === undefined;
+    return this.isOwned && this.#isUnknown;
+  }
+
+  get #isUnknown(): boolean {
+    return this.#foreign === undefined || this.isUnbounded;
   }
 
   counted(count: number, untilMs: number): void {
@@ -217,7 +235,7 @@ export class Lane {
 
   /** How many may begin now, by everything that limits this lane. */
   room(nowMs: number): number {
-    if (!this.isOwned || !this.isEnabled || this.#foreign === undefined) return 0;
+    if (!this.isOwned || !this.isEnabled || this.#isUnknown) return 0;
     if (this.dueAtMs > nowMs || this.#heldUntilMs > nowMs || this.#restUntilMs > nowMs) return 0;
     const underWay = this.#underWay(nowMs);
     const { openUntilMs } = this.#breaker;
@@ -236,9 +254,9 @@ export class Lane {
     const underWay = this.#underWay(nowMs);
     const { openUntilMs } = this.#breaker;
     const isFull = openUntilMs === undefined ? underWay >= this.#maxInFlight : underWay > 0;
-    if (!this.isOwned || !this.isEnabled || this.#foreign === undefined || this.isUnpaced)
-      return Number.POSITIVE_INFINITY;
-    if (isFull) return this.#foreign.untilMs > nowMs ? this.#foreign.untilMs : Number.POSITIVE_INFINITY;
+    if (!this.isOwned || !this.isEnabled || this.#isUnknown || this.isUnpaced) return Number.POSITIVE_INFINITY;
+    const foreignUntilMs = this.#foreign?.untilMs ?? 0;
+    if (isFull) return foreignUntilMs > nowMs ? foreignUntilMs : Number.POSITIVE_INFINITY;
     const tokens = [this.#limit, this.#isRecovering(nowMs) ? this.#recovery?.pace : undefined];
     const tokenAtMs = tokens.map((bucket) => (bucket ? nextTokenAtMs(bucket) : Number.NEGATIVE_INFINITY));
     return Math.max(

@@ -51,10 +51,10 @@ export class Lanes {
     return !lane?.isEnabled;
   }
 
-  /** The same for what may have come due just now: `Due` says since when. */
-  appeared(key: number, { nowMs, sinceMs }: { nowMs: number; sinceMs: number | undefined }): boolean {
+  /** The same, and claims go back to `sinceMs`: see `Due`. */
+  appeared(key: number, { dueAtMs, sinceMs }: { dueAtMs: number; sinceMs: number | undefined }): boolean {
     this.#lanes.get(key)?.appeared(sinceMs);
-    return this.wake(key, nowMs);
+    return this.wake(key, dueAtMs);
   }
 
   /** Lanes that were woken and of which something has to be found out: each is told once. */
@@ -69,8 +69,8 @@ export class Lanes {
     this.#strangers.add(key);
   }
 
-  /** What the database says of a lane. */
-  sight(sighting: LaneSighting, nowMs: number): void {
+  /** What the database says of a lane; `isPartial`: by a look that has not seen what was due long ago. */
+  sight(sighting: LaneSighting, nowMs: number, { isPartial = false } = {}): void {
     const { maxInFlight } = this.#options;
     let lane = this.#lanes.get(sighting.lane);
     if (lane) lane.adopt(sighting, { nowMs, maxInFlight });
@@ -80,9 +80,9 @@ export class Lanes {
       this.#tenantOf(lane).lanes.set(lane.key, lane);
       this.#own(lane, nowMs);
     }
-    if (!Number.isFinite(sighting.dueInMs)) return;
-    lane.found(sighting);
-    lane.wake(nowMs + sighting.dueInMs);
+    if (!isPartial || !lane.isUnbounded) lane.found(sighting);
+    else if (lane.isOwned) this.#strangers.add(lane.key);
+    if (Number.isFinite(sighting.dueInMs)) lane.wake(nowMs + sighting.dueInMs);
   }
 
   /**

@@ -32,19 +32,26 @@ const RECONNECT_MS = 1_000;
  */
 export function listenForDue(options: ListenOptions): { close(): Promise<void> } {
   const closing = new AbortController();
-  const running = (async () => {
-    while (!closing.signal.aborted) {
-      try {
-        await listenOnce(options, closing.signal);
-      } catch (error) {
-        if (closing.signal.aborted) return;
-        options.onLost(error);
-        await pause(RECONNECT_MS, closing.signal);
-      }
-      // What was sent while nobody listened is lost.
+  let mayHaveMissed = false;
+  const onListening = () => {
+    if (mayHaveMissed) {
       options.onGap?.();
       options.onDue({ lanes: undefined });
       options.onTest?.();
+    }
+    // Whenever we come here again.
+    mayHaveMissed = true;
+  };
+  const running = (async () => {
+    while (!closing.signal.aborted) {
+      try {
+        await listenOnce(options, onListening, closing.signal);
+      } catch (error) {
+        if (closing.signal.aborted) return;
+        mayHaveMissed = true;
+        options.onLost(error);
+        await pause(RECONNECT_MS, closing.signal);
+      }
     }
   })();
   return {
@@ -55,8 +62,11 @@ export function listenForDue(options: ListenOptions): { close(): Promise<void> }
   };
 }
 
-/** Listens until the connection fails a heartbeat, which it throws, or until the signal. */
-async function listenOnce(options: ListenOptions, signal: AbortSignal): Promise<void> {
+/**
+ * Listens until the connection fails a heartbeat, which it throws, or until the signal. `onListening`: from here on nothing is
+ * missed; the driver may come to that several times, since it replaces a connection that is closed by itself.
+ */
+async function listenOnce(options: ListenOptions, onListening: () => void, signal: AbortSignal): Promise<void> {
   const { heartbeatMs = HEARTBEAT_MS, silenceMs = SILENCE_MS } = options;
   const sql = postgres(options.url.reveal(), {
     max: 1,
@@ -70,11 +80,11 @@ async function listenOnce(options: ListenOptions, signal: AbortSignal): Promise<
     let heard: () => void = () => undefined;
     await within(
       silenceMs,
-      sql.listen(DUE_CHANNEL, (payload) => options.onDue(parseDuePayload(payload))),
+      sql.listen(TEST_CHANNEL, () => options.onTest?.()),
     );
     await within(
       silenceMs,
-      sql.listen(TEST_CHANNEL, () => options.onTest?.()),
+      sql.listen(DUE_CHANNEL, (payload) => options.onDue(parseDuePayload(payload)), onListening),
     );
     await within(
       silenceMs,

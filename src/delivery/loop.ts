@@ -5,8 +5,9 @@ import { type EndReason, timeLimitWithin } from "../core/delivery.ts";
 import { formatSubscriptionId, type Uuid } from "../core/ids.ts";
 import { type ClaimedDelivery, claimDueDeliveries, claimQuarantinedDelivery } from "../store/outbox/claim.ts";
 import { type Ended, endDeliveries } from "../store/outbox/end.ts";
+import type { Promoted } from "../store/outbox/promote.ts";
 import { releaseDeliveries } from "../store/outbox/release.ts";
-import type { Due } from "../store/outbox/wake-up.ts";
+import type { Due, WakeUp } from "../store/outbox/wake-up.ts";
 import { type Attempted, type DeliverDependencies, databaseTimeMs, deliver, type Sendable } from "./deliver.ts";
 import { FloorRaiser } from "./floor-raiser.ts";
 import type { LaneOutcome } from "./lane.ts";
@@ -26,6 +27,7 @@ export type LoopDependencies = DeliverDependencies & {
   readonly leaseMs: number;
   readonly pollIntervalMs: number;
   readonly orderHoldMs: number;
+  readonly wakeUp: WakeUp;
   readonly onEvent: (event: LoopEvent) => void;
 };
 
@@ -132,9 +134,10 @@ class Loop implements DeliveryLoop {
       nowMs,
       orderHoldMs,
       onEnded: (reason, ended) => this.#ended(reason, ended),
-      onStranded: (lanes) => {
-        if (lanes.length > 0) onEvent({ kind: "stranded", count: lanes.length });
-        this.wake({ lanes });
+      onStranded: (stranded) => {
+        const count = stranded.promoted.length;
+        if (count > 0) onEvent({ kind: "stranded", count });
+        this.#tellPromoted(stranded);
       },
     });
     this.#floorRaiser = new FloorRaiser({ sql, nowMs });
@@ -369,20 +372,32 @@ class Loop implements DeliveryLoop {
     }
   }
 
-  #recorded({ recorded, promoted, promotedAtMs, superseded }: RecordedBatch): void {
+  #recorded({ recorded, promoted, atMs, superseded }: RecordedBatch): void {
     const now = this.#deps.nowMs();
     for (const entry of recorded) {
       const { decision, subscriptionKey } = entry.record;
-      if (decision.kind === "retry") this.#lanes.wake(subscriptionKey, now + decision.delayMs);
+      if (decision.kind === "retry") {
+        const { delayMs } = decision;
+        this.#lanes.appeared(subscriptionKey, { dueAtMs: now + delayMs, sinceMs: atMs + delayMs });
+      }
       this.#deps.onEvent({ kind: "attempted", ...entry });
     }
-    this.#ended("SUPERSEDED", { count: superseded.length, promoted }, promotedAtMs);
+    this.#ended("SUPERSEDED", { count: superseded.length, promoted, atMs });
     this.#nudgeClaim();
   }
 
-  #ended(reason: EndReason, { count, promoted }: Ended, promotedAtMs?: number): void {
-    if (count > 0) this.#deps.onEvent({ kind: "ended", reason, count });
-    this.wake({ lanes: promoted, sinceMs: promotedAtMs });
+  #ended(reason: EndReason, ended: Ended): void {
+    if (ended.count > 0) this.#deps.onEvent({ kind: "ended", reason, count: ended.count });
+    // What comes due there ends with the next batch.
+    if (reason !== "SUBSCRIPTION_DELETED") this.#tellPromoted(ended);
+  }
+
+  /** Any worker ends and promotes what it comes upon; the lane's owner has to hear of it. */
+  #tellPromoted({ promoted, atMs: sinceMs }: Promoted): void {
+    this.wake({ lanes: promoted, sinceMs });
+    // Whoever drains is leaving its lanes to others.
+    const ofOthers = promoted.filter((lane) => this.#isDraining || !this.#lanes.owns(lane));
+    this.#deps.wakeUp.announce(ofOthers, sinceMs);
   }
 
   /** The fallback for every wake-up that did not arrive, and the time for what needs no hurry. */

@@ -8,8 +8,8 @@ export type RedriverOptions = {
   readonly maxPendingMs: number;
   readonly payloadRetentionMs: number;
   readonly pollIntervalMs: number;
-  /** A lane has something due. */
-  readonly onDue: (lane: number) => void;
+  /** A lane has something due, since this time of the database. */
+  readonly onDue: (lane: number, sinceMs: number) => void;
   readonly onEvent: (event: RedriverEvent) => void;
 };
 
@@ -51,7 +51,7 @@ export async function keepRedriving(options: RedriverOptions, signal: AbortSigna
         waiting.clear();
         if (step.redriven) {
           onEvent({ kind: "redriven", count: step.redriven });
-          onDue(step.lane);
+          onDue(step.lane, step.atMs);
         }
         if (step.hasEnded) onEvent({ kind: "redrive_ended", redrive, lane: step.lane });
       }

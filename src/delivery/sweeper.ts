@@ -8,14 +8,14 @@ import {
   endHoldingDeliveries,
   endLostDeliveries,
 } from "../store/outbox/end.ts";
-import { promoteStranded } from "../store/outbox/promote.ts";
+import { type Promoted, promoteStranded } from "../store/outbox/promote.ts";
 
 export type SweeperOptions = {
   readonly sql: Sql;
   readonly nowMs: () => number;
   readonly orderHoldMs: number;
   readonly onEnded: (reason: EndReason, ended: Ended) => void;
-  readonly onStranded: (lanes: readonly number[]) => void;
+  readonly onStranded: (promoted: Promoted) => void;
 };
 
 const BATCH = 500;
@@ -69,6 +69,6 @@ export class Sweeper {
     onEnded("ORDER_HOLD", holding);
     const expired = await endExpiredDeliveries(sql, BATCH);
     onEnded("EXPIRED", expired);
-    return Math.max(stranded.length, holding.count, expired.count);
+    return Math.max(stranded.promoted.length, holding.count, expired.count);
   }
 }

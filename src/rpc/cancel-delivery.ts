@@ -14,8 +14,8 @@ export function cancelDelivery(deps: RpcDependencies) {
   return async (request: CancelDeliveryRequest): Promise<CancelDeliveryResponse> => {
     checkRequest(request, { required: ["id"] });
     const place = toDeliveryPlace(request.id);
-    const { delivery, lanes } = await whileAvailable(() => repair(deps.orm, request.tenantId, place));
-    deps.wakeUp.announce(lanes);
+    const { delivery, promoted, atMs } = await whileAvailable(() => repair(deps.orm, request.tenantId, place));
+    deps.wakeUp.announce(promoted, atMs);
     return create(CancelDeliveryResponseSchema, { delivery: fromDelivery(delivery) });
   };
 }

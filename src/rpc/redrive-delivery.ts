@@ -14,8 +14,10 @@ export function redriveDelivery(deps: RpcDependencies) {
   return async (request: RedriveDeliveryRequest): Promise<RedriveDeliveryResponse> => {
     checkRequest(request, { required: ["id"] });
     const place = toDeliveryPlace(request.id);
-    const { delivery, lanes } = await whileAvailable(() => repair(deps.orm, request.tenantId, place, deps.bounds));
-    deps.wakeUp.announce(lanes);
+    const { delivery, promoted, atMs } = await whileAvailable(() =>
+      repair(deps.orm, request.tenantId, place, deps.bounds),
+    );
+    deps.wakeUp.announce(promoted, atMs);
     return create(RedriveDeliveryResponseSchema, { delivery: fromDelivery(delivery) });
   };
 }

@@ -87,7 +87,9 @@ export async function nextErasure(hot: Sql): Promise<Uuid | undefined> {
 
 /** What one step of a job came to. */
 export type ErasureStep = {
+  /** Where something has come due, and since when: the transaction's time, in milliseconds since 1970. */
   readonly lanes: readonly number[];
+  readonly atMs: number;
   /** What is left is being sent right now. */
   readonly hasToWait: boolean;
   readonly hasEnded: boolean;
@@ -103,8 +105,10 @@ export type ErasureStep = {
  */
 export async function stepErasure(hot: Sql, erasureUuid: Uuid, batch: number): Promise<ErasureStep | undefined> {
   return hot.begin(async (tx) => {
-    const [job] = await tx<{ tenant_key: number; user_id: string; tenant_id: string; left_behind: boolean }[]>`
-      SELECT j.tenant_key, j.user_id, t.tenant_id, j.left_behind
+    const [job] = await tx<
+      { tenant_key: number; user_id: string; tenant_id: string; left_behind: boolean; at_ms: number }[]
+    >`
+      SELECT j.tenant_key, j.user_id, t.tenant_id, j.left_behind, date_part('epoch', now()) * 1000 AS at_ms
       FROM nuncio.erasures j JOIN nuncio.tenants t ON t.tenant_key = j.tenant_key
       WHERE j.erasure_uuid = ${erasureUuid} AND j.state = 1 FOR UPDATE OF j SKIP LOCKED`;
     if (!job) return undefined;
@@ -132,6 +136,6 @@ export async function stepErasure(hot: Sql, erasureUuid: Uuid, batch: number): P
         state = ${toCode(ERASURE_STATES, hasEnded ? "SUCCEEDED" : "RUNNING")},
         ended_at = CASE WHEN ${hasEnded}::boolean THEN now() END
       WHERE erasure_uuid = ${erasureUuid}`;
-    return { lanes, hasToWait: isPassOver && leftBehind, hasEnded };
+    return { lanes, atMs: job.at_ms, hasToWait: isPassOver && leftBehind, hasEnded };
   });
 }

@@ -147,6 +147,8 @@ export async function nextRedrive(hot: Sql): Promise<Uuid | undefined> {
 /** What one step of a job came to. */
 export type RedriveStep = {
   readonly lane: number;
+  /** Since when the redriven are due: the transaction's time, in milliseconds since 1970. */
+  readonly atMs: number;
   /** Undefined where the job waits until fewer of its rows are pending. */
   readonly redriven: number | undefined;
   readonly hasEnded: boolean;
@@ -158,8 +160,9 @@ export async function stepRedrive(
   redriveUuid: Uuid,
   { batch, maxAhead, maxPendingMs, payloadRetentionMs }: StepOptions,
 ): Promise<RedriveStep | undefined> {
-  const [row] = await hot<{ lane: number; redriven: number | null; has_ended: boolean }[]>`
-    SELECT lane, redriven, has_ended FROM nuncio.step_redrive(${redriveUuid}::uuid, ${batch}::integer, ${maxAhead}::integer,
-      ${maxPendingMs}::bigint, ${payloadRetentionMs}::bigint)`;
-  return row && { lane: row.lane, redriven: row.redriven ?? undefined, hasEnded: row.has_ended };
+  const [row] = await hot<{ lane: number; redriven: number | null; has_ended: boolean; at_ms: number }[]>`
+    SELECT lane, redriven, has_ended, date_part('epoch', now()) * 1000 AS at_ms
+    FROM nuncio.step_redrive(${redriveUuid}::uuid, ${batch}::integer, ${maxAhead}::integer, ${maxPendingMs}::bigint,
+      ${payloadRetentionMs}::bigint)`;
+  return row && { lane: row.lane, atMs: row.at_ms, redriven: row.redriven ?? undefined, hasEnded: row.has_ended };
 }

@@ -3,9 +3,10 @@ import type { PostgresJsDatabase } from "drizzle-orm/postgres-js";
 import { toEndReasonCode } from "../core/delivery.ts";
 import { FailedPreconditionError } from "../core/errors.ts";
 import { type Delivery, type DeliveryPlace, getDelivery } from "./deliveries.ts";
+import type { Promoted } from "./outbox/promote.ts";
 
-/** A delivery as it is after a repair, and the lanes where something has come due, for the wake-up. */
-export type Repaired = { readonly delivery: Delivery; readonly lanes: readonly number[] };
+/** A delivery as it is after a repair, and where something has come due at which time of the database, for the wake-up. */
+export type Repaired = Promoted & { readonly delivery: Delivery };
 
 /** Delivers one delivery once more, or now: `nuncio.redrive_delivery`. */
 export async function redriveDelivery(
@@ -28,8 +29,11 @@ export async function redriveDelivery(
         "DELIVERY_NOT_REDRIVABLE",
         "the delivery was cancelled or erased, its payload has expired, or its subscription was deleted",
       );
-    default:
-      return { delivery: (await getDelivery(orm, tenantId, place)).delivery, lanes: [lane] };
+    default: {
+      const { delivery } = await getDelivery(orm, tenantId, place);
+      // One that was due already has kept its place, which claims may have passed by.
+      return { delivery, promoted: [lane], atMs: delivery.nextAttemptAtMs };
+    }
   }
 }
 
@@ -41,15 +45,16 @@ export async function cancelDelivery(
 ): Promise<Repaired> {
   const lane = await findLane(orm, tenantId, place);
   const reason = toEndReasonCode("CANCELLED_BY_REQUEST");
-  const [row] = await orm.execute<{ outcome: "ended" | "under_way" | "not_pending"; has_promoted: boolean }>(sql`
-    SELECT c.outcome, cardinality(c.promoted) > 0 AS has_promoted
+  type Row = { outcome: "ended" | "under_way" | "not_pending"; has_promoted: boolean; at_ms: number };
+  const [row] = await orm.execute<Row>(sql`
+    SELECT c.outcome, cardinality(c.promoted) > 0 AS has_promoted, date_part('epoch', now()) * 1000 AS at_ms
     FROM nuncio.cancel_delivery(${lane}::integer, ${place.eventKey}::uuid, ${reason}::smallint) AS c`);
   if (row?.outcome === "under_way") throw underWay();
   const { delivery } = await getDelivery(orm, tenantId, place);
   if (row?.outcome === "not_pending" && delivery.state !== "CANCELLED") {
     throw new FailedPreconditionError("DELIVERY_ENDED", `the delivery has ended already: ${delivery.state}`);
   }
-  return { delivery, lanes: row?.has_promoted ? [lane] : [] };
+  return { delivery, promoted: row?.has_promoted ? [lane] : [], atMs: row?.at_ms };
 }
 
 /** The lane of a delivery that the tenant has; throws NOT_FOUND otherwise. */

@@ -244,6 +244,36 @@ describe("two workers", () => {
   });
 });
 
+describe("a worker", () => {
+  it("tells the owner of a lane what it makes due there", async () => {
+    const tenant = newTenant();
+    const receiver = await openReceiver();
+    const lanes: number[] = [];
+    for (let i = 0; i < 4; i += 1) {
+      lanes.push((await addSubscription(db, tenant, { url: receiver.url, ordering: "PER_USER" })).lane);
+    }
+    const [a, b] = sharers(lanes);
+    // Nobody comes upon anything by itself, once both have joined.
+    const loops = [a, b].map((worker) => startLoop(db, { worker, pollIntervalMs: 600_000 }));
+    for (const loop of loops) {
+      await loop.until((events) => events.some((event) => event.kind === "workers" && event.count === 2));
+    }
+    const head = toRow(draftEvent(tenant, { user: { id: "u_1" } }));
+    const next = toRow(draftEvent(tenant, { user: { id: "u_1" } }));
+    // The first has killed ten workers, as it seems: whoever looks next ends it in each lane.
+    const one = await db.admin.reserve();
+    await one`BEGIN`;
+    await appendEvents(one, [head, next], { maxPendingMs: 7 * DAY_MS });
+    await one`UPDATE nuncio.outbox SET lost_claims = 10 WHERE isfinite(next_at)`;
+    await one`COMMIT`;
+    one.release();
+    loops[1]?.wake({ lanes: undefined });
+    await receiver.until(() => receiver.received.length === lanes.length);
+    expect(receiver.received.every(({ body }) => body.includes(next.eventId))).toBe(true);
+    await Promise.all(loops.map((loop) => loop.stop()));
+  });
+});
+
 /** Two workers that own at least two of the lanes each. */
 function sharers(lanes: readonly number[]): [Uuid, Uuid] {
   for (;;) {

@@ -41,6 +41,7 @@ const sighting = (lane: number, changes: Partial<LaneSighting> = {}): LaneSighti
   enabled: true,
   dueInMs: Number.POSITIVE_INFINITY,
   databaseDueAtMs: DUE_AT_MS + (changes.dueInMs ?? Number.POSITIVE_INFINITY),
+  databaseNowMs: DUE_AT_MS,
   maxInFlight: undefined,
   requestsPerSecond: undefined,
   heldForMs: undefined,
@@ -465,10 +466,11 @@ describe("forgetIdle", () => {
 });
 
 describe("since", () => {
-  it("begins at the first row that was seen, or about now if none is due yet", () => {
+  it("begins at the first row that was seen, or about now if none is due yet or none is there", () => {
     for (const [dueInMs, since] of [
       [-5_000, DUE_AT_MS - 5_001],
-      [60_000, DUE_AT_MS - 1_001],
+      [60_000, DUE_AT_MS - 2_000],
+      [Number.POSITIVE_INFINITY, DUE_AT_MS - 2_000],
     ] as const) {
       const lanes = ownLanes(100);
       lanes.sight(sighting(1, { dueInMs }), 0);
@@ -487,24 +489,48 @@ describe("since", () => {
     }
   });
 
-  it("goes back to what is announced, as far as that says, and by a second where it does not say", () => {
+  it("goes back to what is announced, as far as that says, and by two seconds where it does not say", () => {
     for (const [sinceMs, expected] of [
       [DUE_AT_MS - 20_000, DUE_AT_MS - 20_001],
-      [undefined, DUE_AT_MS + 900 - 1_001],
+      [undefined, DUE_AT_MS + 900 - 2_001],
       [DUE_AT_MS + 900, DUE_AT_MS + 900 - 100],
     ] as const) {
       const { lanes, pick } = oneLane();
       const picked = { ...pick(1), quota: 1 };
       lanes.claimed([picked], [delivery(1, DUE_AT_MS + 900)], 1);
-      for (let times = 0; times < 3; times += 1) lanes.appeared(1, { nowMs: 2, sinceMs });
+      for (let times = 0; times < 3; times += 1) lanes.appeared(1, { dueAtMs: 2, sinceMs });
       expect(pick(2).sinceMs).toBe(expected);
     }
+  });
+
+  it("has no beginning until the lane was looked through from its own: what a partial look shows first is not the first", () => {
+    const lanes = ownLanes(100);
+    lanes.sight(sighting(1, { dueInMs: 0 }), 0, { isPartial: true });
+    lanes.appeared(1, { dueAtMs: 0, sinceMs: DUE_AT_MS - 40_000 });
+    expect(lanes.takeStrangers()).toEqual([1]);
+    lanes.sight(sighting(1, { dueInMs: -30_000 }), 0);
+    expect(lanes.pick(0, 100)).toMatchObject([{ sinceMs: DUE_AT_MS - 40_001 }]);
+    lanes.sight(sighting(1, { dueInMs: 0 }), 0, { isPartial: true });
+    expect(lanes.takeStrangers()).toEqual([]);
+  });
+
+  it("begins anew in a lane that is taken over, however long ago it was first seen and whatever was announced meanwhile", () => {
+    const lane = [1, 2, 3, 4, 5, 6, 7, 8].find((key) => ownerOf(key, [ME, "other"]) === "other") as number;
+    const lanes = ownLanes(100);
+    lanes.setWorkers([ME, "other"], -900_000);
+    lanes.sight(sighting(lane, { dueInMs: -5_000 }), 0);
+    lanes.appeared(lane, { dueAtMs: 0, sinceMs: DUE_AT_MS - 40_000 });
+    lanes.setWorkers([ME], 600_000);
+    const databaseNowMs = DUE_AT_MS + 600_000;
+    lanes.sight(sighting(lane, { dueInMs: 0, databaseDueAtMs: databaseNowMs, databaseNowMs }), 600_000);
+    lanes.counted([lane], [], 600_000);
+    expect(lanes.pick(600_000, 100)).toMatchObject([{ sinceMs: databaseNowMs - 2_000 }]);
   });
 
   it("does not go back for ever: once what was announced is claimed it follows again", () => {
     const { lanes, pick } = oneLane();
     lanes.claimed([{ ...pick(1), quota: 1 }], [delivery(1, DUE_AT_MS + 900)], 1);
-    lanes.appeared(1, { nowMs: 2, sinceMs: DUE_AT_MS - 20_000 });
+    lanes.appeared(1, { dueAtMs: 2, sinceMs: DUE_AT_MS - 20_000 });
     lanes.claimed([{ ...pick(2), quota: 1 }], [delivery(1, DUE_AT_MS + 950)], 2);
     lanes.wake(1, 3);
     expect(pick(3).sinceMs).toBe(DUE_AT_MS + 850);
@@ -550,7 +576,7 @@ describe("since", () => {
             succeed(lanes, 1, nowMs);
           };
           const notice = () => {
-            if (kind === "announcement") lanes.appeared(1, { nowMs, sinceMs: DUE_AT_MS + dueMs });
+            if (kind === "announcement") lanes.appeared(1, { dueAtMs: nowMs, sinceMs: DUE_AT_MS + dueMs });
             else lanes.sight(sighting(1, { dueInMs: -dueMs, databaseDueAtMs: DUE_AT_MS + dueMs }), nowMs);
           };
           if (kind === "claim") claim(dueMs);

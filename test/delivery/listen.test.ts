@@ -5,7 +5,7 @@ import {
   createWakeUp,
   DUE_CHANNEL,
   type Due,
-  formatDuePayload,
+  formatDuePayloads,
   parseDuePayload,
 } from "../../src/store/outbox/wake-up.ts";
 import { useDatabase } from "../support/database.ts";
@@ -85,17 +85,58 @@ describe("the listener", () => {
     clearInterval(announcing);
     await listener.close();
   });
+
+  it("says that it may have missed something once it listens again, also where the driver has replaced the connection", async () => {
+    const started = signal<Due>(({ lanes }) => lanes?.includes(0) === true);
+    const again = signal<Due>(({ lanes }) => lanes === undefined);
+    const gap = signal<void>();
+    const lost: unknown[] = [];
+    const listener = listenForDue({
+      url: db.url,
+      role: "nuncio_worker",
+      onDue: (due) => {
+        started.call(due);
+        again.call(due);
+      },
+      onGap: () => gap.call(),
+      onLost: (reason) => lost.push(reason),
+    });
+    const announcing = setInterval(() => void db.admin.notify(DUE_CHANNEL, "0"), 20);
+    await started.promise;
+    clearInterval(announcing);
+    // The heartbeat is set up and has come back: what listens rests until the next one.
+    const isResting = async () => {
+      const resting = await db.admin`
+        SELECT FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name = 'nuncio_worker_listener' AND state = 'idle'
+          AND (query LIKE 'listen "nuncio_heartbeat%' OR query LIKE 'SELECT pg_notify%')`;
+      return resting.length === 2;
+    };
+    while (!(await isResting()));
+    await db.admin`
+      SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+      WHERE datname = current_database() AND application_name = 'nuncio_worker_listener' AND query LIKE 'listen%'`;
+    await Promise.all([gap.promise, again.promise]);
+    expect(lost).toEqual([]);
+    await listener.close();
+  });
 });
 
 describe("a wake-up", () => {
-  it("names its lanes, or none when they are too many for a payload, and the time since which they have something due", () => {
-    expect(parseDuePayload(formatDuePayload(new Set([1, 2])))).toEqual({ lanes: [1, 2], sinceMs: undefined });
+  it("names its lanes, in as many payloads as it takes or as any, and the time since which they have something due", () => {
+    const parsed = (lanes: readonly number[], sinceMs?: number) =>
+      formatDuePayloads(new Set(lanes), sinceMs).map(parseDuePayload);
+    expect(parsed([])).toEqual([]);
+    expect(parsed([1, 2])).toEqual([{ lanes: [1, 2], sinceMs: undefined }]);
     const sinceMs = 1_764_173_721_345.678;
-    expect(parseDuePayload(formatDuePayload(new Set([1, 2]), sinceMs))).toEqual({ lanes: [1, 2], sinceMs });
-    const many = new Set(Array.from({ length: 501 }, (_, i) => 2_000_000_000 + i));
-    expect(parseDuePayload(formatDuePayload(many, sinceMs))).toEqual({ lanes: undefined });
-    expect(formatDuePayload(new Set([...many].slice(0, 500)), sinceMs).length).toBeLessThan(8_000);
-    for (const rubbish of ["", "a,b", "1.5", ":1", "1:", "1,", "x:1", "1:2:3"])
+    expect(parsed([1, 2], sinceMs)).toEqual([{ lanes: [1, 2], sinceMs }]);
+    const many = Array.from({ length: 5_001 }, (_, i) => 2_000_000_000 + i);
+    expect(parsed(many, sinceMs)).toEqual([{ lanes: undefined }]);
+    const most = many.slice(0, 5_000);
+    expect(parsed(most, sinceMs).flatMap(({ lanes }) => lanes)).toEqual(most);
+    expect(parsed(most, sinceMs).every((due) => due.sinceMs === sinceMs)).toBe(true);
+    for (const payload of formatDuePayloads(new Set(most), sinceMs)) expect(payload.length).toBeLessThan(8_000);
+    for (const rubbish of ["", "*", "a,b", "1.5", ":1", "1:", "1,", "x:1", "1:2:3"])
       expect(parseDuePayload(rubbish)).toEqual({ lanes: undefined });
   });
 });

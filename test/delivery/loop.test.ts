@@ -295,7 +295,7 @@ describe("the loop", () => {
     const slow = await db.server.hot.reserve();
     await slow`BEGIN`;
     const isOld = async () =>
-      (await slow<{ is_old: boolean }[]>`SELECT clock_timestamp() - now() > '1.5 s' AS is_old`)[0]?.is_old;
+      (await slow<{ is_old: boolean }[]>`SELECT clock_timestamp() - now() > '2.5 s' AS is_old`)[0]?.is_old;
     while (!(await isOld())) await deliverOne();
     const announce = await append(slow, "u_slow");
     await slow`COMMIT`;

@@ -151,6 +151,21 @@ describe("RedriveDelivery", () => {
     expect(await failureOf(cancel(tenant, head.id))).toMatchObject(underWay);
   });
 
+  it("leaves what is due already in its place, which a claim on its way would take for how far it has come", async () => {
+    const tenant = newTenant();
+    await subscribe(tenant, { url: NOBODY });
+    const [event = ""] = await publish(tenant, ["u_1"]);
+    const rowOf = async () =>
+      (
+        await db.admin<{ next_at: Date }[]>`
+          SELECT next_at FROM nuncio.outbox o JOIN nuncio.tenants t USING (tenant_key) WHERE tenant_id = ${tenant}`
+      )[0];
+    await db.admin`UPDATE nuncio.outbox SET next_at = now() - interval '1 hour' WHERE isfinite(next_at)`;
+    const before = await rowOf();
+    await redrive(tenant, (await deliveryOf(tenant, event)).id);
+    expect(await rowOf()).toEqual(before);
+  });
+
   it("refuses what was cancelled, and what a deleted subscription had", async () => {
     const tenant = newTenant();
     const id = await subscribe(tenant, { url: NOBODY });

@@ -164,7 +164,7 @@ describe("the order of a user", () => {
     await db.admin`
       UPDATE nuncio.outbox SET expires_at = now()
       WHERE subscription_key = ${lane} AND user_sequence = (SELECT min(user_sequence) + 1 FROM nuncio.outbox WHERE subscription_key = ${lane})`;
-    expect(await endExpiredDeliveries(db.worker.hot, 100)).toEqual({ count: 1, promoted: [] });
+    expect(await endExpiredDeliveries(db.worker.hot, 100)).toMatchObject({ count: 1, promoted: [] });
     const head = await claim(lane);
     expect(idsOf(head)).toEqual([first]);
     await record(head);
@@ -174,11 +174,11 @@ describe("the order of a user", () => {
   it("is repaired by the sweeper when a delivery vanishes, which finds nothing else", async () => {
     const { tenant, lane } = await setUp();
     const [, next] = await publish(tenant, {}, {}, { user: "b" }, { user: "b" });
-    expect(await promoteStranded(db.worker.hot, 100)).toEqual([]);
+    expect(await promoteStranded(db.worker.hot, 100)).toMatchObject({ promoted: [] });
     const [gone] = await claim(lane, 1);
     await db.admin`DELETE FROM nuncio.outbox WHERE event_key = ${gone?.eventKey ?? null}`;
-    expect(await promoteStranded(db.worker.hot, 100)).toEqual([lane]);
-    expect(await promoteStranded(db.worker.hot, 100)).toEqual([]);
+    expect(await promoteStranded(db.worker.hot, 100)).toMatchObject({ promoted: [lane] });
+    expect(await promoteStranded(db.worker.hot, 100)).toMatchObject({ promoted: [] });
     expect(idsOf(await claim(lane))).toContain(next);
   });
 
@@ -215,7 +215,7 @@ describe("a delivery that fails again and again", () => {
     await age(lane, HOUR - 5_000);
     expect(await end()).toMatchObject({ count: 0 });
     await age(lane, 5_000);
-    expect(await end()).toEqual({ count: 1, promoted: [lane] });
+    expect(await end()).toMatchObject({ count: 1, promoted: [lane] });
     expect(await endsOf(lane)).toEqual([[ids[0], 3]]);
     expect(idsOf(await claim(lane))).toEqual([ids[1]]);
   });
@@ -290,7 +290,7 @@ describe("who leaves", () => {
     const recorded = await record(next, RETRY);
     const [due] = await db.admin`
       SELECT date_part('epoch', next_at) * 1000 AS at_ms FROM nuncio.outbox WHERE subscription_key = ${lane}`;
-    expect(recorded).toEqual({ stale: [false], promoted: [lane], promotedAtMs: due?.at_ms, superseded: [lane] });
+    expect(recorded).toEqual({ stale: [false], promoted: [lane], atMs: due?.at_ms, superseded: [lane] });
     expect(await endsOf(lane)).toEqual([
       [failing, 4],
       [untried, 4],

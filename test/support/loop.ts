@@ -12,6 +12,7 @@ import {
 import { createResolver, shareAnswers } from "../../src/delivery/resolver.ts";
 import { cacheTargets } from "../../src/delivery/targets.ts";
 import { startTester } from "../../src/delivery/tester.ts";
+import { createWakeUp } from "../../src/store/outbox/wake-up.ts";
 import { cleanUp } from "./clean-up.ts";
 import type { TestDatabase } from "./database.ts";
 import { LOOPBACK_POLICY } from "./service.ts";
@@ -50,6 +51,7 @@ export function startLoop(
     leaseMs: 25_000,
     pollIntervalMs: 200,
     orderHoldMs: 3_600_000,
+    wakeUp: createWakeUp(db.worker.hot, () => undefined),
     onEvent: (event) => {
       events.push(event);
       for (const check of waiting) check();

@@ -210,6 +210,7 @@ export class Simulation {
       enabled: true,
       dueInMs: databaseDueAtMs - this.nowMs,
       databaseDueAtMs,
+      databaseNowMs: this.nowMs,
       maxInFlight,
       requestsPerSecond,
       heldForMs: held !== undefined && held > 0 ? held : undefined,
@@ -354,7 +355,7 @@ class SimulatedWorker {
 
   wake(lane: number, sinceMs: number): void {
     this.#later(this.#latency(), () => {
-      this.#lanes.appeared(lane, { nowMs: this.#world.nowMs, sinceMs });
+      this.#lanes.appeared(lane, { dueAtMs: this.#world.nowMs, sinceMs });
       this.#claimSoon(0);
     });
   }
@@ -421,11 +422,11 @@ class SimulatedWorker {
         end(ok ? { kind: "succeeded" } : { kind: "failed", eventKey, detail: "HTTP 500", holdMs, isGone: false });
         this.#later(this.#latency(), () => {
           this.#world.record(delivery, ok);
-          const { nowMs: sinceMs } = this.#world;
+          const recordedAtMs = this.#world.nowMs;
           this.#later(this.#latency(), () => {
-            const { nowMs } = this.#world;
-            if (ok) this.#lanes.appeared(delivery.subscriptionKey, { nowMs, sinceMs });
-            else this.#lanes.wake(delivery.subscriptionKey, nowMs + (SCHEDULE[delivery.failures] ?? 0));
+            const delayMs = ok ? 0 : (SCHEDULE[delivery.failures] ?? 0);
+            const dueAtMs = this.#world.nowMs + delayMs;
+            this.#lanes.appeared(delivery.subscriptionKey, { dueAtMs, sinceMs: recordedAtMs + delayMs });
             this.#claimSoon(0);
           });
         });

@@ -8,7 +8,7 @@ export type LaneQuota = {
   readonly quota: number;
   /**
    * The due time from which on to look, in milliseconds since 1970; minus infinity looks at everything. What lies behind it
-   * has ended, as a rule: what has not is found by a look at the outbox.
+   * has ended, as a rule: what has not is announced with its time, or found by a look at the outbox.
    */
   readonly sinceMs: number;
 };

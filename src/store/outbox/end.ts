@@ -4,12 +4,12 @@ import type { Uuid } from "../../core/ids.ts";
 import { toArrayText } from "../array-text.ts";
 import type { BigintText, ClaimedDelivery } from "./claim.ts";
 import { isUnleased } from "./held.ts";
-import { lockUsers, promoteFollowers } from "./promote.ts";
+import { lockUsers, type Promoted, promoteFollowers } from "./promote.ts";
 
-/** How many deliveries have ended, and the lanes where that made the next one of a user due. */
-export type Ended = { readonly count: number; readonly promoted: readonly number[] };
+/** How many deliveries have ended, and where that made the next one of a user due. */
+export type Ended = Promoted & { readonly count: number };
 
-const NONE_ENDED: Ended = { count: 0, promoted: [] };
+const NONE_ENDED: Ended = { count: 0, promoted: [], atMs: undefined };
 
 /** A condition on the outbox row `q`. */
 type Condition = (sql: Sql | TransactionSql) => PendingQuery<Row[]>;
@@ -136,6 +136,6 @@ async function end(
       SELECT event_key, tenant_key, subscription_key, attempt, ${toEndReasonCode(reason)}::smallint FROM gone
       ON CONFLICT (subscription_key, event_key) DO UPDATE
         SET ended_at = excluded.ended_at, attempt = excluded.attempt, end_reason = excluded.end_reason`;
-    return { count: ended.count, promoted: await promoteFollowers(tx, candidates) };
+    return { count: ended.count, ...(await promoteFollowers(tx, candidates)) };
   });
 }

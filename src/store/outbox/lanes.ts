@@ -13,8 +13,9 @@ export type LaneSighting = {
   readonly enabled: boolean;
   /** When its first row comes due; infinite for no row, and while the subscription is not enabled. */
   readonly dueInMs: number;
-  /** The same by the database's clock, in milliseconds since 1970. */
+  /** When its first row is due by the database's clock, enabled or not, and that clock: in milliseconds since 1970. */
   readonly databaseDueAtMs: number;
+  readonly databaseNowMs: number;
   /** Requests at once; undefined: the operator's bound. */
   readonly maxInFlight: number | undefined;
   readonly requestsPerSecond: number | undefined;
@@ -99,6 +100,7 @@ type SightingRow = {
   enabled: boolean;
   due_ms: number | null;
   due_at_ms: number | null;
+  now_ms: number;
   max_in_flight: number | null;
   requests_per_second: number | null;
   held_ms: number | null;
@@ -118,6 +120,7 @@ async function sight(sql: Sql | TransactionSql, lanes: PendingQuery<Row[]>): Pro
       -- An infinite time has no distance: a lane whose rows all wait for others is due "never".
       CASE WHEN isfinite(k.next_at) AND (s.state = 1 OR s.deleted_at IS NOT NULL) THEN ${msUntil("k.next_at")} END AS due_ms,
       CASE WHEN isfinite(k.next_at) THEN date_part('epoch', k.next_at) * 1000 END AS due_at_ms,
+      date_part('epoch', now()) * 1000 AS now_ms,
       s.max_in_flight, s.requests_per_second,
       ${msUntil("l.held_until")} AS held_ms, ${msUntil("l.breaker_until")} AS breaker_ms,
       coalesce(l.breaker_trips, 0) AS breaker_trips, coalesce(l.consecutive_failures, 0) AS consecutive_failures,
@@ -135,6 +138,7 @@ async function sight(sql: Sql | TransactionSql, lanes: PendingQuery<Row[]>): Pro
     enabled: row.enabled,
     dueInMs: row.due_ms ?? Number.POSITIVE_INFINITY,
     databaseDueAtMs: row.due_at_ms ?? Number.POSITIVE_INFINITY,
+    databaseNowMs: row.now_ms,
     maxInFlight: row.max_in_flight ?? undefined,
     requestsPerSecond: row.requests_per_second ?? undefined,
     heldForMs: row.held_ms !== null && row.held_ms > 0 ? row.held_ms : undefined,

@@ -5,6 +5,7 @@ import type { Uuid } from "../../core/ids.ts";
 import type { Decision } from "../../core/retry-policy.ts";
 import { toArrayText } from "../array-text.ts";
 import type { BigintText } from "./claim.ts";
+import type { Promoted } from "./promote.ts";
 
 /** What one attempt met, and what follows from it. */
 export type AttemptRecord = {
@@ -25,12 +26,10 @@ export type AttemptRecord = {
 };
 
 /** What the records changed beside their own deliveries. */
-export type RecordResult = {
+export type RecordResult = Promoted & {
+  readonly atMs: number;
   /** For each record whether its lease had moved on. */
   readonly stale: readonly boolean[];
-  /** Lanes where the next delivery of a user has come due, and since when: milliseconds since 1970, by the database's clock. */
-  readonly promoted: readonly number[];
-  readonly promotedAtMs: number;
   /** Lanes of failed deliveries that ended because their user leaves. */
   readonly superseded: readonly number[];
 };
@@ -43,8 +42,8 @@ export type RecordResult = {
  * If we crash before this returns, each row is as it was under its lease, and is due again when that ends.
  */
 export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]): Promise<RecordResult> {
-  const [result] = await sql<{ stale: number[]; promoted: number[]; superseded: number[]; now_ms: number }[]>`
-    SELECT stale, promoted, superseded, date_part('epoch', now()) * 1000 AS now_ms FROM nuncio.record_attempts(
+  const [result] = await sql<{ stale: number[]; promoted: number[]; superseded: number[]; at_ms: number }[]>`
+    SELECT stale, promoted, superseded, date_part('epoch', now()) * 1000 AS at_ms FROM nuncio.record_attempts(
       ${toArrayText(records, (record) => record.subscriptionKey)}::integer[],
       ${toArrayText(records, (record) => record.eventKey)}::uuid[],
       ${toArrayText(records, (record) => record.leaseToken)}::bigint[],
@@ -66,7 +65,7 @@ export async function recordAttempts(sql: Sql, records: readonly AttemptRecord[]
   if (!result) throw new Error("nuncio.record_attempts returned no row");
   const stale = new Array<boolean>(records.length).fill(false);
   for (const place of result.stale) stale[place - 1] = true;
-  return { stale, promoted: result.promoted, promotedAtMs: result.now_ms, superseded: result.superseded };
+  return { stale, promoted: result.promoted, atMs: result.at_ms, superseded: result.superseded };
 }
 
 export function toWholeMs(ms: number | undefined): number | undefined {

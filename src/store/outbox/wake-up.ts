@@ -2,8 +2,10 @@ import type { Sql } from "postgres";
 
 export const DUE_CHANNEL = "nuncio_due";
 
-/** More lanes than this are announced as "any": a payload is limited to 8,000 bytes. */
-const MAX_NAMED_LANES = 500;
+/** A payload is limited to 8,000 bytes … */
+const LANES_PER_PAYLOAD = 500;
+/** … and where more lanes than this have something due, any may. */
+const MAX_NAMED_LANES = 5_000;
 const ANY_LANE = "*";
 const LONGEST_GATHERING_MS = 3;
 
@@ -18,10 +20,16 @@ export type Due = {
   readonly sinceMs?: number | undefined;
 };
 
-/** `7,8`, or with a time `1764173721345.678:7,8`. */
-export function formatDuePayload(lanes: ReadonlySet<number>, sinceMs?: number): string {
-  if (lanes.size > MAX_NAMED_LANES) return ANY_LANE;
-  return `${sinceMs === undefined ? "" : `${sinceMs}:`}${[...lanes].join(",")}`;
+/** As many payloads as it takes: each `7,8`, or with a time `1764173721345.678:7,8`. */
+export function formatDuePayloads(lanes: ReadonlySet<number>, sinceMs?: number): string[] {
+  if (lanes.size > MAX_NAMED_LANES) return [ANY_LANE];
+  const time = sinceMs === undefined ? "" : `${sinceMs}:`;
+  const named = [...lanes];
+  const payloads: string[] = [];
+  for (let i = 0; i < named.length; i += LANES_PER_PAYLOAD) {
+    payloads.push(time + named.slice(i, i + LANES_PER_PAYLOAD).join(","));
+  }
+  return payloads;
 }
 
 /** A payload that we do not understand means any lane. */
@@ -32,7 +40,7 @@ export function parseDuePayload(payload: string): Due {
 }
 
 export type WakeUp = {
-  /** `sinceMs` as in `Due`; without it what has come due must have committed at once. */
+  /** `sinceMs` as in `Due`: whoever moves rows says it, whoever changes a subscription need not. */
   announce(lanes: readonly number[], sinceMs?: number): void;
 };
 
@@ -48,9 +56,7 @@ export function createWakeUp(sql: Sql, onFailure: (error: unknown) => void): Wak
   let busy = false;
 
   function takePayloads(): string[] {
-    const payloads: string[] = [];
-    if (gathered.size > 0) payloads.push(formatDuePayload(gathered, gatheredSinceMs));
-    if (undated.size > 0) payloads.push(formatDuePayload(undated));
+    const payloads = [...formatDuePayloads(gathered, gatheredSinceMs), ...formatDuePayloads(undated)];
     [gathered, gatheredSinceMs, undated] = [new Set(), Number.POSITIVE_INFINITY, new Set()];
     return payloads;
   }
