@@ -24,10 +24,21 @@ export type BenchPostgres = {
 
 const TEMPLATE = "bench_template";
 
-/** A Postgres of the version that `npm start` runs, with its settings (fsync on), in a folder that goes away with it. */
-export async function startBenchPostgres(): Promise<BenchPostgres> {
+/**
+ * A Postgres of the version that `npm start` runs, with its settings (fsync on), in a folder that goes away with it.
+ * `sharedBuffers`: as `shared_buffers` takes it; undefined: Postgres' default.
+ */
+export async function startBenchPostgres(sharedBuffers?: string): Promise<BenchPostgres> {
   const directory = await mkdtemp(join(tmpdir(), "nuncio-bench-"));
-  const embedded = await startEmbeddedPostgres({ directory, log: () => undefined });
+  const start = () => startEmbeddedPostgres({ directory, log: () => undefined });
+  let embedded = await start();
+  if (sharedBuffers !== undefined) {
+    const sql = postgres(embedded.url, { max: 1 });
+    await sql.unsafe(`ALTER SYSTEM SET shared_buffers = '${sharedBuffers}'`);
+    await sql.end();
+    await embedded.stop();
+    embedded = await start();
+  }
   const admin = postgres(embedded.url, { max: 1, onnotice: () => undefined });
   await admin.unsafe(`CREATE DATABASE ${TEMPLATE}`);
   await migrateDatabase(new Secret(nameDatabase(embedded.url, TEMPLATE)));

@@ -18,6 +18,7 @@ import { scale } from "./rows/scale.ts";
 // npm run bench                      every row; writes docs/benchmarks.md
 // npm run bench -- --quick           a small size, to see that it runs; writes nothing
 // npm run bench -- --row delivery    one row (several with several --row); writes nothing
+// npm run bench -- --shared-buffers 1GB   with more memory for Postgres than its default of 128MB; writes nothing
 const ROWS: readonly Row[] = [
   delivery,
   cost,
@@ -58,6 +59,7 @@ const { values: options } = parseArgs({
     row: { type: "string", multiple: true },
     rounds: { type: "string" },
     deliveries: { type: "string" },
+    "shared-buffers": { type: "string" },
   },
 });
 
@@ -65,6 +67,12 @@ const chosen = ROWS.filter(({ name }) => options.row === undefined || options.ro
 const unknown = options.row?.filter((name) => !ROWS.some((row) => row.name === name)) ?? [];
 if (unknown.length > 0) {
   process.stderr.write(`unknown row ${unknown.join(", ")}; there are ${ROWS.map(({ name }) => name).join(", ")}\n`);
+  process.exit(64);
+}
+
+const sharedBuffers = options["shared-buffers"];
+if (sharedBuffers !== undefined && !/^\d+[MG]B$/.test(sharedBuffers)) {
+  process.stderr.write(`--shared-buffers takes a size like 1GB or 512MB, not ${sharedBuffers}\n`);
   process.exit(64);
 }
 
@@ -76,7 +84,7 @@ const progress = (text: string) => {
 };
 
 progress("starting Postgres and a receiver");
-const postgres = await startBenchPostgres();
+const postgres = await startBenchPostgres(sharedBuffers);
 const receiver = await startReceiver();
 try {
   const rounds = Number(options.rounds ?? size.rounds);
@@ -87,7 +95,7 @@ try {
   const results: Result[] = [];
   for (const row of chosen) results.push(...(await row.measure(bench)));
 
-  const isWhole = chosen.length === ROWS.length && !options.quick;
+  const isWhole = chosen.length === ROWS.length && !options.quick && sharedBuffers === undefined;
   const command = ["npm run bench", ...(process.argv.length > 2 ? ["--", ...process.argv.slice(2)] : [])].join(" ");
   const table = toTable(results, { postgresVersion: postgres.version, command });
   process.stdout.write(`\n${table}\n`);
