@@ -1,3 +1,4 @@
+import { spawnSync } from "node:child_process";
 import { mkdir, readFile, writeFile } from "node:fs/promises";
 import { availableParallelism, cpus } from "node:os";
 import { join } from "node:path";
@@ -37,6 +38,8 @@ export async function writeReport(table: string, plots: readonly Plot[]): Promis
     PAGE,
     `${page.slice(0, begin + BEGIN.length)}\n\n${[table, ...drawings].join("\n\n")}\n\n${page.slice(end)}`,
   );
+  // Aligned, as `npm run check` asks of a page.
+  spawnSync("biome", ["format", "--write", PAGE], { stdio: "inherit" });
 }
 
 function toLine({ what, value, unit, figures, target }: Result): string {

@@ -129,7 +129,8 @@ export class LaneKeeper {
   async #meet(keys: readonly number[]): Promise<void> {
     for (let i = 0; i < keys.length; i += PAGE) {
       for (const sighting of await this.#seeThese(keys.slice(i, i + PAGE))) {
-        if (!sighting.deleted) this.lanes.sight(sighting, this.#options.nowMs());
+        if (sighting.deleted) this.lanes.retire(sighting.lane);
+        else this.lanes.sight(sighting, this.#options.nowMs());
       }
     }
   }
@@ -182,8 +183,10 @@ export class LaneKeeper {
       do {
         seen = isWhole ? await this.#seeWhole(after) : await this.#seeSince(after);
         for (const sighting of seen) {
-          if (sighting.deleted) orphaned.push(sighting.lane);
-          else this.lanes.sight(sighting, nowMs(), { isPartial: !isWhole });
+          if (sighting.deleted) {
+            orphaned.push(sighting.lane);
+            this.lanes.retire(sighting.lane);
+          } else this.lanes.sight(sighting, nowMs(), { isPartial: !isWhole });
         }
         lanes += seen.length;
         after = seen.at(-1)?.lane ?? after;

@@ -181,6 +181,12 @@ export class Lane {
     this.#foundMs = Math.min(this.#foundMs, dueAtMs - 1);
   }
 
+  /** Its subscription was deleted: nothing of it begins any more. */
+  retire(): void {
+    this.isEnabled = false;
+    this.dueAtMs = Number.POSITIVE_INFINITY;
+  }
+
   wake(dueAtMs: number): void {
     this.dueAtMs = Math.min(this.dueAtMs, dueAtMs);
     this.wakes += 1;
@@ -203,7 +209,7 @@ export class Lane {
 
   /** Whether something has to be known before anything begins: what others have on their way, or where to begin. */
   get isUncounted(): boolean {
-    return this.isOwned && this.#isUnknown;
+    return this.isOwned && this.isEnabled && this.#isUnknown;
   }
 
   get #isUnknown(): boolean {

@@ -85,6 +85,11 @@ export class Lanes {
     if (Number.isFinite(sighting.dueInMs)) lane.wake(nowMs + sighting.dueInMs);
   }
 
+  /** The subscription of a lane was deleted. */
+  retire(key: number): void {
+    this.#lanes.get(key)?.retire();
+  }
+
   /**
    * The limits that the revision of a claim brought, which has so many rows of the lane. Returns whether the rest of what is
    * known of the lane is older, and has to be found out: what is learned under an old revision counts for nothing.

@@ -527,6 +527,21 @@ describe("since", () => {
     expect(lanes.pick(600_000, 100)).toMatchObject([{ sinceMs: databaseNowMs - 2_000 }]);
   });
 
+  it("is asked for again and again of no lane whose subscription was deleted, and of a paused one once it goes on", () => {
+    const lanes = ownLanes(100);
+    for (const lane of [1, 2]) lanes.sight(sighting(lane, { dueInMs: 0 }), 0);
+    lanes.setWorkers(["other"], 1);
+    lanes.setWorkers([ME], 2);
+    lanes.retire(1);
+    lanes.sight(sighting(2, { enabled: false }), 2);
+    expect(lanes.uncounted()).toEqual([]);
+    expect(lanes.pick(3, 100)).toEqual([]);
+    lanes.sight(sighting(2, { dueInMs: 0, revision: 2 }), 3);
+    expect(lanes.uncounted()).toEqual([2]);
+    lanes.counted([2], [], 4);
+    expect(lanes.pick(4, 100)).toMatchObject([{ lane: 2 }]);
+  });
+
   it("does not go back for ever: once what was announced is claimed it follows again", () => {
     const { lanes, pick } = oneLane();
     lanes.claimed([{ ...pick(1), quota: 1 }], [delivery(1, DUE_AT_MS + 900)], 1);
