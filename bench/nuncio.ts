@@ -7,7 +7,7 @@ import { formatSigningSecret } from "../src/core/signature.ts";
 import type { SubscriptionOrdering } from "../src/core/subscription.ts";
 import { anyFreePort } from "../src/free-port.ts";
 import { openDatabase } from "../src/store/database.ts";
-import { appendEvents } from "../src/store/outbox/append.ts";
+import { appendEvents, whatIsDue } from "../src/store/outbox/append.ts";
 import { createWakeUp } from "../src/store/outbox/wake-up.ts";
 import { createSubscription } from "../src/store/subscriptions.ts";
 import { type Peer, type RealProcess, startPeer, startReal } from "./child.ts";
@@ -82,10 +82,8 @@ export function openFiller(database: BenchDatabase): Filler {
         const rows = Array.from({ length: count }, (_, i) =>
           appendRow(tenantName(firstTenant + spread(done + i)), `evt_${uuidV7()}`, users),
         );
-        const results = await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS });
-        const appended = results.filter((result) => result.kind === "appended");
-        const lanes = appended.flatMap((result) => result.lanes);
-        wakeUp.announce(lanes, appended[0]?.dueAtMs);
+        const due = whatIsDue(await appendEvents(db.hot, rows, { maxPendingMs: MAX_PENDING_MS }));
+        if (due) wakeUp.announce(due.lanes, due.sinceMs);
       }
     },
     close: () => db.close(),

@@ -52,6 +52,13 @@ export async function appendEvents(
   return results as AppendResult[];
 }
 
+/** Where the results of one append have made something due, and since when; undefined if nothing was new. */
+export function whatIsDue(results: readonly AppendResult[]): { lanes: number[]; sinceMs: number } | undefined {
+  const appended = results.filter((result) => result.kind === "appended");
+  // One transaction, one time.
+  return appended[0] && { lanes: appended.flatMap(({ lanes }) => lanes), sinceMs: appended[0].dueAtMs };
+}
+
 /**
  * Tells duplicates from conflicts, for rows whose id was used before. A statement of its own, after the append: whoever
  * used the id first has committed by now, and a snapshot taken before that would not show it.

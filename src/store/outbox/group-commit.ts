@@ -1,6 +1,6 @@
 import { ResourceExhaustedError, UnavailableError } from "../../core/errors.ts";
 import { isTransient } from "../database.ts";
-import type { AppendResult, AppendRow } from "./append.ts";
+import { type AppendResult, type AppendRow, whatIsDue } from "./append.ts";
 
 export type GroupCommitOptions = {
   /** Stores rows in one transaction: `appendEvents` on a pool with at least `writers` connections. */
@@ -143,7 +143,8 @@ export class GroupCommit {
     try {
       const results = await this.#options.append(firsts.flat());
       this.#stuckSinceMs = this.#queue.length > 0 ? this.#options.nowMs() : undefined;
-      this.#tellDue(results);
+      const due = whatIsDue(results);
+      if (due) this.#options.onCommitted(due.lanes, due.sinceMs);
       let next = 0;
       for (const [i, call] of group.entries()) {
         const count = firsts[i]?.length ?? 0;
@@ -153,13 +154,6 @@ export class GroupCommit {
     } catch (error) {
       await this.#fail(group, error);
     }
-  }
-
-  #tellDue(results: readonly AppendResult[]): void {
-    const appended = results.filter((result) => result.kind === "appended");
-    const lanes = appended.flatMap((result) => result.lanes);
-    // One transaction, one time.
-    if (appended[0]) this.#options.onCommitted(lanes, appended[0].dueAtMs);
   }
 
   /** Trouble with Postgres fails the group; a row that Postgres refuses fails its own call only. */

@@ -7,9 +7,7 @@ export type Promoted = { readonly promoted: readonly number[]; readonly atMs: nu
 
 type Place = { readonly subscription_key: number; readonly user_key: BigintText | null };
 
-/**
- * Makes due what has become the first of its user in each of these lanes. The transaction holds the users' locks.
- */
+/** Makes due what has become the first of its user in each of these lanes. The transaction holds the users' locks. */
 export async function promoteFollowers(tx: TransactionSql, places: readonly Place[]): Promise<Promoted> {
   const promoted = await tx<{ lane: number; at_ms: number }[]>`
     SELECT lane, date_part('epoch', now()) * 1000 AS at_ms FROM nuncio.promote_followers(
